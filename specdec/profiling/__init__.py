@@ -1,0 +1,1 @@
+"""What is measured and how: timers, peak memory, results and the records made of them."""

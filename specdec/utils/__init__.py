@@ -1,0 +1,1 @@
+"""The ground floor: errors, paths, logging and reproducibility. Imports nothing else of specdec."""
