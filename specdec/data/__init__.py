@@ -1,0 +1,1 @@
+"""Prompts: where they come from, which are chosen, how they are encoded."""

@@ -1,0 +1,49 @@
+"""Both models of a registered pair, loaded."""
+
+from __future__ import annotations
+
+from specdec.models.hub import check_available
+from specdec.models.loader import load_model, resolve_device
+from specdec.models.memory_check import check_memory
+from specdec.models.registry import ModelPair, ModelSide, get_pair
+from specdec.models.wrapper import ModelWrapper
+
+
+def load_pair(
+    name: str, registry: str | None = None, device: str = "auto"
+) -> tuple[ModelWrapper, ModelWrapper]:
+    """The wrappers `(draft, target)` of a pair of the registry.
+
+    Raises:
+        SpecdecError: for an unknown pair, a model that is missing or gated, or a pair too large for
+            the machine: all known before anything of either is loaded.
+    """
+    pair = get_pair(name, registry)
+    check_pair(pair, device)
+    return load_side(pair.draft, device), load_side(pair.target, device)
+
+
+def check_pair(pair: ModelPair, device: str = "auto", with_draft: bool = True) -> None:
+    """Raise SpecdecError unless both models can be had and what is to be loaded fits.
+
+    Without draft, only the target is to be loaded.
+    """
+    for side in (pair.draft, pair.target):
+        check_available(side.model, side.revision)
+    place = resolve_device(device)
+    if with_draft:
+        check_memory(f"pair {pair.name}", [pair.draft, pair.target], place, pair.memory_gb)
+    else:
+        check_memory(f"pair {pair.name}, its target", [pair.target], place)
+
+
+def load_side(side: ModelSide, device: str = "auto") -> ModelWrapper:
+    """One model of a pair, wrapped."""
+    model, tokenizer = load_model(
+        side.model,
+        side.dtype,
+        device,
+        revision=side.revision,
+        trust_remote_code=side.trust_remote_code,
+    )
+    return ModelWrapper(model, tokenizer, model.device)

@@ -1,0 +1,113 @@
+"""The registry of draft-target pairs, read from `config/pairs.yaml`."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from specdec.utils.errors import SpecdecError, one_line
+from specdec.utils.paths import PROJECT_ROOT
+
+REGISTRY_PATH = Path("config/pairs.yaml")
+SCHEMA_PATH = PROJECT_ROOT / "config/schemas/pairs.schema.yaml"
+
+
+@dataclass(frozen=True)
+class ModelSide:
+    """One model of a pair: a hub id or a local folder, and how to load it."""
+
+    model: str
+    dtype: str  # float32, float16, bfloat16 or int4
+    revision: str | None = None  # branch, tag or commit on the hub; None is its default
+    chat: str = "auto"  # "auto": the tokenizer's chat template if it has one; "none": plain text
+    trust_remote_code: bool = False  # whether code that comes with the model may run
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A draft and the target it proposes for."""
+
+    name: str
+    draft: ModelSide
+    target: ModelSide
+    notes: str = ""
+    vocabulary: str = "auto"  # or "intersection", "exact_match": how another vocabulary is bridged
+    draft_prompt: str = "target"  # what the draft reads: the target's prompt, or its "own" form
+    memory_gb: float | None = None  # what both need (10^9 bytes); None: told from configurations
+
+    @property
+    def draft_model_id(self) -> str:
+        return self.draft.model
+
+    @property
+    def target_model_id(self) -> str:
+        return self.target.model
+
+    @property
+    def draft_dtype(self) -> str:
+        return self.draft.dtype
+
+    @property
+    def target_dtype(self) -> str:
+        return self.target.dtype
+
+
+def load_registry(path: Path | str | None = None) -> dict[str, ModelPair]:
+    """All pairs by name: the shipped ones, and those of `path`, which add to or replace them.
+
+    Without `path`, `config/pairs.yaml` of the current folder counts if there is one.
+    """
+    shipped = PROJECT_ROOT / REGISTRY_PATH
+    own = Path(path) if path is not None else REGISTRY_PATH
+    pairs = _read_pairs(shipped)
+    if path is not None or own.exists():
+        if not own.exists() or not own.samefile(shipped):
+            pairs |= _read_pairs(own)
+    return pairs
+
+
+def list_pairs(registry: Path | str | None = None) -> list[str]:
+    """Names of all pairs; `registry` is the path of a file as in `load_registry`."""
+    return list(load_registry(registry))
+
+
+def get_pair(name: str, registry: Path | str | None = None) -> ModelPair:
+    """The pair of that name; `registry` is the path of a file as in `load_registry`."""
+    pairs = load_registry(registry)
+    if name in pairs:
+        return pairs[name]
+    close = difflib.get_close_matches(name, pairs, n=1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    raise SpecdecError(
+        f"{registry or REGISTRY_PATH}: there is no pair '{name}'; {guess}known: {', '.join(pairs)}"
+    )
+
+
+def _read_pairs(path: Path) -> dict[str, ModelPair]:
+    """The pairs of one file, checked against the schema."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SpecdecError(f"{path}: cannot read the registry ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecdecError(f"{path}: not YAML: {one_line(error)}") from error
+    _validate(document, path)
+    return {name: _make_pair(name, entry) for name, entry in document.items()}
+
+
+def _validate(document: Any, path: Path) -> None:
+    schema = yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(document))
+    if error is not None:
+        where = ".".join(str(key) for key in error.absolute_path)
+        raise SpecdecError(f"{path}: {where + ': ' if where else ''}{one_line(error.message)}")
+
+
+def _make_pair(name: str, entry: dict[str, Any]) -> ModelPair:
+    sides = {side: ModelSide(**entry[side]) for side in ("draft", "target")}
+    return ModelPair(name=name, **{**entry, **sides})

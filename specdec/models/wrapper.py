@@ -1,0 +1,153 @@
+"""One model behind a readable face: forward passes, and a cache that can be rolled back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+
+from specdec.models.cache import GrowingCache
+from specdec.utils.errors import SpecdecError
+
+
+class ModelWrapper:
+    """A causal language model with its tokenizer and device.
+
+    `model` is any causal LM of transformers whose cache holds keys and values, `tokenizer` its
+    tokenizer (or None, where only token ids are used), `device` where its inputs must lie.
+    """
+
+    def __init__(self, model, tokenizer, device) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        # Some models written outside transformers cannot be asked for the last logits only.
+        self._limits_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def __repr__(self) -> str:
+        return (
+            f"ModelWrapper({self.name}, {self.param_count / 1e6:.1f} M parameters, "
+            f"{self.memory_footprint_mb:.0f} MB, {self.device})"
+        )
+
+    @property
+    def name(self) -> str:
+        """What the model was loaded from, or its class where it was made in memory."""
+        return self.model.config.name_or_path or type(self.model).__name__
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens the model can emit; logits may be padded beyond the tokenizer."""
+        size = self.logit_size
+        return size if self.tokenizer is None else min(size, len(self.tokenizer))
+
+    @property
+    def logit_size(self) -> int:
+        """Width of the logits, padding included."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def param_count(self) -> int:
+        """Number of parameters; a 4-bit weight counts as the weight that it stands for."""
+        return self.model.num_parameters()
+
+    @property
+    def memory_footprint_mb(self) -> float:
+        """Memory that the weights and buffers really take, in MB (2^20 bytes).
+
+        Scales of 4-bit weights count, which are no parameters; what is shared counts once.
+        """
+        sizes = {tensor.data_ptr(): tensor.nbytes for tensor in _held_tensors(self.model)}
+        return sum(sizes.values()) / 2**20
+
+    @property
+    def context_length(self) -> int | None:
+        """Largest number of tokens that the model's positions reach; None where nothing says."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Every token that the model's generation configuration names as an end."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        if named is None:
+            named = getattr(self.model.config, "eos_token_id", None)
+        return frozenset([] if named is None else [named] if isinstance(named, int) else named)
+
+    @torch.inference_mode()
+    def forward(self, input_ids, past_key_values=None, use_cache=True, logits_to_keep=0):
+        """Run the model over tokens that follow those in the cache.
+
+        Args:
+            input_ids: `[batch, n]` token ids.
+            past_key_values: a cache from an earlier call, extended in place; None starts one.
+            use_cache: False runs without a cache.
+            logits_to_keep: how many of the last positions need logits; 0 means all.
+
+        Returns:
+            `(logits, cache)`: `[batch, n or logits_to_keep, vocabulary]` as the model gives them,
+            and the cache, which then holds n tokens more (None with `use_cache=False`).
+        """
+        cache = past_key_values
+        if use_cache and cache is None:
+            cache = GrowingCache()
+        options = {"logits_to_keep": logits_to_keep} if self._limits_logits else {}
+        logits = self.model(
+            input_ids.to(self.device), past_key_values=cache, use_cache=use_cache, **options
+        ).logits
+        return logits[:, -logits_to_keep:], cache
+
+    def get_cache_length(self, cache) -> int:
+        """Number of tokens that the cache holds (0 for None)."""
+        return 0 if cache is None else cache.length
+
+    def truncate_cache(self, cache, keep_length: int):
+        """The cache of the first `keep_length` tokens; `cache` itself stays usable as it was."""
+        if not 0 <= keep_length <= cache.length:
+            raise SpecdecError(
+                f"truncate_cache: keep_length {keep_length} is outside 0..{cache.length}, the "
+                "number of tokens that the cache holds"
+            )
+        return cache.copy_prefix(keep_length)
+
+
+class Session:
+    """A model and what it has read: extended by what is new, rolled back to a length."""
+
+    def __init__(self, wrapper: ModelWrapper) -> None:
+        self._wrapper = wrapper
+        self._cache = GrowingCache()
+
+    @property
+    def length(self) -> int:
+        """Number of tokens read."""
+        return self._cache.length
+
+    def feed(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
+        """Read tokens `[n]` that follow those read before.
+
+        Returns the logits of the last `keep` of them, `[keep, vocab_size]`, cut to the tokens of
+        the tokenizer.
+        """
+        logits, _ = self._wrapper.forward(tokens.unsqueeze(0), self._cache, logits_to_keep=keep)
+        return logits[0, :, : self._wrapper.vocab_size]
+
+    def extend(self, sequence: torch.Tensor, keep: int) -> torch.Tensor:
+        """Read whatever of the whole sequence `[length]` is not yet read; returns as `feed`."""
+        return self.feed(sequence[self.length :], keep)
+
+    def roll_back(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self._cache.roll_back(length)
+
+
+def _held_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, buffers, and the constants that a 4-bit weight keeps for its dequantisation."""
+    yield from model.buffers()
+    for weight in model.parameters():
+        yield weight
+        state = getattr(weight, "quant_state", None)
+        while state is not None:  # with double quantisation the scales have a state of their own
+            yield from (value for value in vars(state).values() if torch.is_tensor(value))
+            state = getattr(state, "state2", None)
