@@ -1,0 +1,26 @@
+"""`python -m specdec COMMAND`: one module of `specdec.commands` a command."""
+
+from __future__ import annotations
+
+import argparse
+
+from specdec.commands import generate
+from specdec.utils.errors import cli
+
+COMMANDS = {"generate": generate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="specdec", description="Lossless speculative decoding.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    cli(main)

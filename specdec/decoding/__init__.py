@@ -1,0 +1,1 @@
+"""The engine: sampling, the acceptance rule, drafters and the two decoders."""

@@ -1,0 +1,75 @@
+"""The baseline: the target alone, one token a pass."""
+
+from __future__ import annotations
+
+from specdec.decoding.generation import MODEL_END, Decoder, Generation, check_context
+from specdec.decoding.sampling import Warp
+from specdec.models.wrapper import ModelWrapper, Session
+from specdec.profiling.metrics import GenerationResult
+
+
+class AutoregressiveDecoder(Decoder):
+    """Decodes with one model. The loop is explicit, so that each measurement is of one thing.
+
+    `coupled` samples with the noise that a coupled `SpeculativeDecoder` shares.
+    """
+
+    def __init__(self, wrapper: ModelWrapper, coupled: bool = False) -> None:
+        self.target = wrapper
+        self.coupled = coupled
+
+    def generate(
+        self,
+        prompt_ids,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id=MODEL_END,
+        on_tokens=None,
+    ) -> GenerationResult:
+        """Continue a prompt.
+
+        Args:
+            prompt_ids: `[1, n]` or `[n]` token ids, a tensor or a list.
+            max_new_tokens: budget, never exceeded.
+            temperature: 0 takes the most likely token.
+            top_k: 0 keeps every token.
+            top_p: in (0, 1]; 1 keeps every token.
+            seed: the same request with the same seed gives the same tokens; None draws a fresh one.
+            eos_token_id: id or ids to stop at (kept, as the last token); by default those that the
+                model names; None never stops.
+            on_tokens: called with each list of tokens as it is handed over.
+
+        Raises:
+            SpecdecError: for an empty prompt, a bad setting, or a request past the context.
+        """
+        warp = Warp(temperature, top_k, top_p)
+        method = "coupled" if self.coupled else "rejection"
+        run = Generation(
+            self.target,
+            prompt_ids,
+            max_new_tokens,
+            warp,
+            seed,
+            eos_token_id,
+            on_tokens,
+            method=method,
+        )
+        check_context(self.target, run.prompt_length + max_new_tokens, "prompt + max_new_tokens")
+
+        model = Session(self.target)
+        with run.memory.phase("prefill"), run.timers.phase("prefill"):
+            logits = model.extend(run.prompt, keep=1)[0]  # [V]
+            token = run.sampler.draw(logits, run.position)
+        run.hand_over([token.item()])
+
+        with run.memory.phase("decode"):
+            while not run.done:
+                with run.timers.phase("verify"):
+                    logits = model.extend(run.decided, keep=1)[0]  # [V]
+                with run.timers.phase("sample"):
+                    token = run.sampler.draw(logits, run.position)
+                run.hand_over([token.item()])
+        return run.result()

@@ -1,0 +1,190 @@
+"""One decode job of the study: a pair, a domain, a K and a temperature, over a set of prompts.
+
+A paired job decodes each prompt twice in the same process, with the target alone and
+speculatively, in alternating order, so that a machine that speeds up or slows down does not move
+the speedup. The records of a prompt are written together: either all of them are on disk or none.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specdec.data.dataset import Prompt, encode_prompt
+from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.generation import Decoder
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models.pair import check_pair, load_side
+from specdec.models.registry import ModelPair
+from specdec.profiling.metrics import BenchmarkConfig
+from specdec.profiling.records import append_records, make_record, read_records
+from specdec.utils.logging import get_logger
+from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
+
+log = get_logger(__name__)
+
+WARM_UP_TOKENS = 16  # enough rounds for allocators and caches of the processor to settle
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one decode job is asked for; `K` 0 is the baseline alone."""
+
+    pair: ModelPair
+    domain: str
+    K: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    paired: bool
+    device: str
+    prompt_source: str
+
+    @property
+    def arms(self) -> list[int]:
+        """The numbers of draft tokens to decode each prompt with."""
+        return [0, self.K] if self.paired and self.K > 0 else [self.K]
+
+    def request(self, prompt: Prompt, k: int, device_type: str) -> BenchmarkConfig:
+        """What one generation is asked for: the identity of its record."""
+        return BenchmarkConfig(
+            model_pair_name=self.pair.name,
+            K=k,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            prompt_domain=self.domain,
+            seed=self.seed,
+            prompt_id=prompt.prompt_id,
+            prompt_digest=hashlib.sha256(prompt.text.encode()).hexdigest()[:16],
+            prompt_source=self.prompt_source,
+            draft_model=self.pair.draft_model_id,
+            target_model=self.pair.target_model_id,
+            draft_dtype=self.pair.draft_dtype,
+            target_dtype=self.pair.target_dtype,
+            draft_revision=self.pair.draft.revision,
+            target_revision=self.pair.target.revision,
+            tokenizer=self.pair.target_model_id,
+            vocabulary=self.pair.vocabulary,
+            device_type=device_type,
+        )
+
+
+def run_job(
+    job: Job, prompts: list[Prompt], progress: Path, out: Path, check_wanted: Callable[[], None]
+) -> None:
+    """Decode every prompt and write the records, one line a generation.
+
+    Args:
+        progress: side file that each prompt's records are appended to when they are done; what it
+            already holds of this very job, made by this very code, is not decoded again.
+        out: written whole, at the end.
+        check_wanted: called before each prompt; raises where nobody waits for the job any more.
+    """
+    check_pair(job.pair, job.device, with_draft=job.K > 0)
+    digest = code_digest(__name__)
+    target = load_side(job.pair.target, job.device)
+    device_type = target.device.type
+    requests = {
+        (prompt.prompt_id, k): job.request(prompt, k, device_type)
+        for prompt in prompts
+        for k in job.arms
+    }
+    records = _finished(progress, requests, digest)
+    missing = [p for p in prompts if any((p.prompt_id, k) not in records for k in job.arms)]
+    if records:
+        log.info("%d of %d generations are on disk already", len(records), len(requests))
+    if missing:
+        decoders = _decoders(job, target)
+        environment = capture_environment(target.device)
+        _warm_up(job, decoders, missing[0])
+        for place, prompt in enumerate(prompts):
+            if prompt not in missing:
+                continue
+            check_wanted()
+            # The order depends on the prompt's place, so that resuming does not change it.
+            arms = job.arms if place % 2 == 0 else job.arms[::-1]
+            new = {
+                (prompt.prompt_id, k): _decode(
+                    job,
+                    requests[prompt.prompt_id, k],
+                    decoders[k],
+                    prompt,
+                    order,
+                    digest,
+                    environment,
+                )
+                for order, k in enumerate(arms)
+            }
+            append_records(progress, new.values())
+            records |= new
+            log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
+    with atomic_write(out) as file:
+        for address in requests:
+            file.write(json.dumps(records[address]) + "\n")
+
+
+def _finished(progress: Path, requests: dict, digest: str) -> dict:
+    """Records of the side file that answer these requests and were made by this code."""
+    if not progress.exists():
+        return {}
+    wanted = {request.config_hash(): address for address, request in requests.items()}
+    return {
+        wanted[record["config_hash"]]: record
+        for record in read_records(progress, tolerate_torn_tail=True)
+        if record["config_hash"] in wanted and record["code_digest"] == digest
+    }
+
+
+def _decoders(job: Job, target) -> dict[int, Decoder]:
+    decoders: dict[int, Decoder] = {}
+    if 0 in job.arms:
+        decoders[0] = AutoregressiveDecoder(target)
+    if job.K > 0:
+        draft = load_side(job.pair.draft, job.device)
+        decoders[job.K] = SpeculativeDecoder(draft, target, job.K, job.pair.vocabulary)
+    return decoders
+
+
+def encode_for(pair: ModelPair, decoder: Decoder, text: str) -> tuple[list[int], dict]:
+    """A prompt's ids for the target, and what else `decoder.generate` is to be told of it."""
+    prompt_ids = encode_prompt(decoder.target.tokenizer, text, pair.target.chat)
+    if pair.draft_prompt == "target" or not isinstance(decoder, SpeculativeDecoder):
+        return prompt_ids, {}
+    own = encode_prompt(decoder.draft.tokenizer, text, pair.draft.chat)
+    return prompt_ids, {"draft_prompt_ids": own}
+
+
+def _generate(job: Job, decoder: Decoder, prompt: Prompt, max_new_tokens: int):
+    prompt_ids, shown = encode_for(job.pair, decoder, prompt.text)
+    return prompt_ids, decoder.generate(
+        prompt_ids, max_new_tokens, temperature=job.temperature, seed=job.seed, **shown
+    )
+
+
+def _warm_up(job: Job, decoders: dict[int, Decoder], prompt: Prompt) -> None:
+    for decoder in decoders.values():
+        _generate(job, decoder, prompt, min(WARM_UP_TOKENS, job.max_new_tokens))
+
+
+def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
+    gc.collect()  # now rather than in the middle of a timed generation
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    prompt_ids, result = _generate(job, decoder, prompt, job.max_new_tokens)
+    return make_record(
+        request,
+        result,
+        job_K=job.K,
+        paired=len(job.arms) > 1,
+        order_index=order,
+        prompt_tokens=len(prompt_ids),
+        text=decoder.target.tokenizer.decode(result.generated_ids),
+        code_digest=digest,
+        environment=environment,
+    )

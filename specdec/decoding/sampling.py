@@ -1,0 +1,162 @@
+"""How tokens are chosen from logits: one warp for target and draft, and one class a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from specdec.decoding.noise import ACCEPT, DRAFT, RESIDUAL, gumbel, invert, uniform_table
+from specdec.decoding.rejection import match, reject
+from specdec.utils.errors import SpecdecError
+
+
+@dataclass(frozen=True)
+class Warp:
+    """What is done to logits before a token is drawn: temperature, then top-k, then top-p.
+
+    Temperature 0 takes the most likely token. `top_k` 0 and `top_p` 1 keep every token.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise SpecdecError(f"temperature {self.temperature} is below 0; give 0 or more")
+        if self.top_k < 0:
+            raise SpecdecError(f"top_k {self.top_k} is below 0; give 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise SpecdecError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps every token")
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities `[..., V]` in float32 (float64 for float64 logits) of logits `[..., V]`.
+
+        top-k keeps ties with the k-th logit; top-p keeps the smallest set of most likely tokens
+        whose mass reaches `top_p`.
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            kth = logits.topk(self.top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < kth, -torch.inf)
+        if self.top_p < 1:
+            ranked, order = logits.sort(descending=True)
+            probabilities = ranked.softmax(-1)
+            mass_before = probabilities.cumsum(-1) - probabilities
+            dropped = torch.zeros_like(logits, dtype=torch.bool)
+            dropped.scatter_(-1, order, mass_before >= self.top_p)
+            logits = logits.masked_fill(dropped, -torch.inf)
+        return logits.softmax(-1)
+
+
+class Greedy:
+    """Temperature 0: target and draft both take their most likely token."""
+
+    def draw(self, logits: torch.Tensor, position) -> torch.Tensor:
+        """The target's token `[]` at `position` from its logits `[V]`."""
+        return logits.argmax(-1)
+
+    def propose(self, logits: torch.Tensor, position) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The draft's token `[]` from its logits `[V]`, and the distribution `[V]` it came from.
+
+        The distribution is None where the method of verification does not ask for it.
+        """
+        return logits.argmax(-1), None
+
+    def verify(self, logits, tokens, q, position, valid) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is kept of a block, and the next token.
+
+        Args:
+            logits: `[K+1, V]` of the target.
+            tokens: `[K]` proposed by the draft.
+            q: `[K, V]` the distributions they came from, or None.
+            position: place of the first of them in the output, counted from 0.
+            valid: `[K]` bool, False past the budget.
+
+        Returns:
+            `(count, next_token)` as in `specdec.decoding.rejection`.
+        """
+        return match(logits.argmax(-1), tokens, valid)
+
+
+class Rejection:
+    """Sampling: the draft draws from its warped distribution, rejection sampling verifies."""
+
+    def __init__(self, warp: Warp, key: int, positions: int, device) -> None:
+        self._warp = warp
+        self._uniforms = uniform_table(key, positions, device)  # [positions, PURPOSES]
+
+    def draw(self, logits, position):
+        # The same expression as the token after a block: rejection sampling with nothing proposed.
+        return invert(self._warp(logits), self._uniforms[position, RESIDUAL])
+
+    def propose(self, logits, position):
+        q = self._warp(logits)
+        return invert(q, self._uniforms[position, DRAFT]), q
+
+    def verify(self, logits, tokens, q, position, valid):
+        p = self._warp(logits)
+        block = self._uniforms[position : position + len(p)]  # [K+1, PURPOSES]
+        accept = 1 - block[:-1, ACCEPT]  # in (0, 1]
+        return reject(p, q, tokens, accept, block[:, RESIDUAL], valid)
+
+
+class Matching(Rejection):
+    """Sampling where the draft's tokens are compared with the target's own sample.
+
+    The target draws as it does without a draft, with the same uniforms: so the output equals the
+    baseline's at the same seed. It asks for no q, and so serves a drafter that has none.
+    """
+
+    def propose(self, logits, position):
+        return logits.argmax(-1), None
+
+    def verify(self, logits, tokens, q, position, valid):
+        noise = self._uniforms[position : position + len(logits), RESIDUAL]  # [K+1]
+        return match(invert(self._warp(logits), noise), tokens, valid)
+
+
+class Coupled:
+    """Sampling where draft and target use the same Gumbel noise at a position.
+
+    Each takes the token of largest log-probability plus noise, which is a sample of its
+    distribution (Gumbel 1954; Maddison et al. 2014, *A* Sampling*), and where their distributions
+    are alike they mostly take the same. The output equals the baseline's at the same seed.
+    """
+
+    def __init__(self, warp: Warp, key: int, device) -> None:
+        self._warp = warp
+        self._key = key
+        self._device = device
+
+    def draw(self, logits, position):
+        return self._choose(logits.unsqueeze(0), position).squeeze(0)
+
+    def propose(self, logits, position):
+        return self.draw(logits, position), None
+
+    def verify(self, logits, tokens, q, position, valid):
+        return match(self._choose(logits, position), tokens, valid)
+
+    def _choose(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+        """The tokens `[n]` of `n` places from `position` on, from their logits `[n, V]`."""
+        places = position + torch.arange(len(logits), device=self._device)
+        noise = gumbel(self._key, places, logits.shape[-1])
+        return (self._warp(logits).double().log() + noise).argmax(-1)
+
+
+def make_sampler(
+    warp: Warp, key: int, positions: int, device, method: str = "rejection"
+) -> Greedy | Rejection | Coupled:
+    """The way of sampling that a warp and a method ask for.
+
+    `method` is "rejection", "matching" or "coupled"; at temperature 0 all are the same. `positions`
+    is how many places of the output may be looked at.
+    """
+    if warp.temperature == 0:
+        return Greedy()
+    if method == "coupled":
+        return Coupled(warp, key, device)
+    return {"rejection": Rejection, "matching": Matching}[method](warp, key, positions, device)

@@ -1,0 +1,175 @@
+"""Speculative decoding: a drafter proposes K tokens, the target verifies them in one pass."""
+
+from __future__ import annotations
+
+import torch
+
+from specdec.decoding.drafters import DraftModel, ExactMatchDraft, IntersectionDraft
+from specdec.decoding.generation import MODEL_END, Decoder, Generation, check_context
+from specdec.decoding.sampling import Warp
+from specdec.models.vocabulary import VocabularyMatch, compare
+from specdec.models.wrapper import ModelWrapper, Session
+from specdec.profiling.metrics import GenerationResult
+from specdec.utils.errors import SpecdecError
+
+# How a draft of another vocabulary proposes; "auto" takes AUTO_METHOD.
+VOCABULARY_METHODS = ("auto", "intersection", "exact_match")
+AUTO_METHOD = "intersection"
+
+
+class SpeculativeDecoder(Decoder):
+    """Decodes with a target and a draft in front of it; the output's distribution is the target's.
+
+    Args:
+        draft, target: the two models.
+        num_draft_tokens: K, the number of tokens proposed in a round.
+        vocabulary: for a draft whose tokens are not the target's, "intersection" (it proposes
+            tokens that both have) or "exact_match" (it proposes text); "auto" takes what measured
+            better. Where the vocabularies are the same there is nothing to choose.
+        coupled: at a temperature, draft and target share their noise and a draft token is kept
+            where it equals the target's own sample: the output equals the baseline's (of a coupled
+            `AutoregressiveDecoder`) token for token, at the price of a little acceptance.
+
+    Raises:
+        SpecdecError: for K below 1, an unknown `vocabulary`, or no token in common.
+    """
+
+    def __init__(
+        self,
+        draft: ModelWrapper,
+        target: ModelWrapper,
+        num_draft_tokens: int = 4,
+        vocabulary: str = "auto",
+        coupled: bool = False,
+    ) -> None:
+        if num_draft_tokens < 1:
+            raise SpecdecError(f"num_draft_tokens (K) is {num_draft_tokens}; give 1 or more")
+        if vocabulary not in VOCABULARY_METHODS:
+            raise SpecdecError(
+                f"vocabulary {vocabulary!r} is not one of {', '.join(VOCABULARY_METHODS)}"
+            )
+        self.draft, self.target, self.num_draft_tokens = draft, target, num_draft_tokens
+        self.coupled = coupled
+        self.vocabularies = _compare(draft, target)
+        self._drafter = self._make_drafter(vocabulary)
+
+    def generate(
+        self,
+        prompt_ids,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id=MODEL_END,
+        on_tokens=None,
+        draft_prompt_ids=None,
+    ) -> GenerationResult:
+        """Continue a prompt, as `AutoregressiveDecoder.generate` does, with the same arguments.
+
+        `draft_prompt_ids` shows the draft another form of the prompt, in its own token ids (its own
+        chat template): that changes what is accepted, never the output's distribution.
+
+        K is the same in every round, also in the last: what was proposed past the budget is masked
+        and what was emitted past it is cut, so that a budget changes nothing before it.
+        """
+        k = self.num_draft_tokens
+        run = Generation(
+            self.target,
+            prompt_ids,
+            max_new_tokens,
+            Warp(temperature, top_k, top_p),
+            seed,
+            eos_token_id,
+            on_tokens,
+            draft_tokens=k,
+            method=self._method,
+        )
+        draft_prompt = draft_prompt_ids
+        if draft_prompt is not None:
+            draft_prompt = torch.as_tensor(draft_prompt, device=self.draft.device).reshape(-1)
+        reach = max_new_tokens + k
+        check_context(self.target, run.prompt_length + reach, "prompt + max_new_tokens + K")
+        if self.vocabularies is None or self.vocabularies.is_shared:
+            shown = run.prompt_length if draft_prompt is None else len(draft_prompt)
+            check_context(self.draft, shown + reach, "the draft's prompt + max_new_tokens + K")
+
+        target, drafter = Session(self.target), self._drafter
+        with run.memory.phase("prefill"), run.timers.phase("prefill"):
+            logits = target.extend(run.prompt, keep=1)[0]  # [V]
+            token = run.sampler.draw(logits, run.position)
+            drafter.start(run, draft_prompt)
+        run.hand_over([token.item()])
+
+        accepted, proposed = [], []
+        places = torch.arange(k, device=self.target.device)
+        with run.memory.phase("decode"):
+            while not run.done:
+                with run.timers.phase("draft"):
+                    tokens, q, count = drafter.propose(run, k)
+                with run.timers.phase("verify"):
+                    logits = target.extend(run.sequence[: run.length + k], keep=k + 1)  # [K+1, V]
+                with run.timers.phase("sample"):
+                    proposed.append(min(count, run.remaining))
+                    valid = places < proposed[-1]
+                    kept, token = run.sampler.verify(logits, tokens, q, run.position, valid)
+                # The one wait of a round: what was kept, what follows, what was proposed.
+                kept, token, *tokens = torch.stack([kept, token, *tokens]).tolist()
+                accepted.append(kept)
+                length = run.length + kept
+                run.hand_over([*tokens[:kept], token])
+                target.roll_back(length)
+                drafter.roll_back(run, length)
+        return run.result(
+            vocabulary_match=self.vocabularies.describe() if self.vocabularies else None,
+            drafter=type(drafter).__name__,
+            **_speculation(run, accepted, proposed),
+        )
+
+    @property
+    def _method(self) -> str:
+        if self.coupled:
+            return "coupled"
+        return "matching" if isinstance(self._drafter, ExactMatchDraft) else "rejection"
+
+    def _make_drafter(self, vocabulary: str) -> DraftModel | IntersectionDraft | ExactMatchDraft:
+        if self.vocabularies is None or self.vocabularies.is_shared:
+            return DraftModel(self.draft, self.target.vocab_size)
+        if vocabulary == "auto":
+            vocabulary = AUTO_METHOD
+        if vocabulary == "exact_match":
+            return ExactMatchDraft(self.draft, self.vocabularies)
+        if self.vocabularies.overlap == 0:
+            raise SpecdecError(
+                f"{self.draft.name} and {self.target.name} have no token in common, so the "
+                "intersection method has nothing to propose; use vocabulary='exact_match'"
+            )
+        return IntersectionDraft(self.draft, self.vocabularies)
+
+
+def _compare(draft: ModelWrapper, target: ModelWrapper) -> VocabularyMatch | None:
+    """How the vocabularies relate; None for models made in memory, without tokenizers."""
+    if draft.tokenizer is None or target.tokenizer is None:
+        if draft.vocab_size != target.vocab_size:
+            raise SpecdecError(
+                f"{draft.name} has {draft.vocab_size} tokens, {target.name} {target.vocab_size}, "
+                "and without both tokenizers their tokens can't be compared; give both wrappers one"
+            )
+        return None
+    return compare(draft.tokenizer, target.tokenizer, draft.logit_size, target.logit_size)
+
+
+def _speculation(run: Generation, accepted: list[int], proposed: list[int]) -> dict:
+    """The counts and times of a result that only a speculative run has."""
+    times = run.timers.summary()
+    rounds = len(accepted)
+    return dict(
+        acceptance_rate=sum(accepted) / sum(proposed) if sum(proposed) else 0.0,
+        tokens_per_step=(len(run.ids) - 1) / rounds if rounds else 0.0,
+        num_speculation_rounds=rounds,
+        draft_time_total_ms=times.get("draft", 0.0),
+        verify_time_total_ms=times.get("verify", 0.0),
+        sampling_time_total_ms=times.get("sample", 0.0),
+        accepted_per_round=accepted,
+        proposed_per_round=proposed,
+    )
