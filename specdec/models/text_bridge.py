@@ -112,7 +112,8 @@ class TextBridge:
 
     def _text(self, i: int) -> bytes:
         """What target token `i`, the next one, adds to the stream."""
-        if (spelled := self._target.bytes[i]) is None:
+        # A prompt may hold ids beyond the tokenizer, which padded embeddings have.
+        if i >= self._target.size or (spelled := self._target.bytes[i]) is None:
             return b""
         spelled = self._at_start(spelled, self._target, self._draft)
         if self._first_text is None:
