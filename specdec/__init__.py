@@ -3,13 +3,14 @@
 `specdec.load_pair("micro")` gives the wrappers of a registered pair, draft and target.
 """
 
+from importlib import import_module
+
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # Late, so that whoever needs a digest or a schema (the workflow, at each start) loads no torch.
+    # Late, so that whoever needs a digest or a schema (the workflow, at each start) loads no torch;
+    # and by name, so that not every module's digest holds the loader's.
     if name == "load_pair":
-        from specdec.models.pair import load_pair
-
-        return load_pair
+        return import_module("specdec.models.pair").load_pair
     raise AttributeError(f"module 'specdec' has no attribute '{name}'")

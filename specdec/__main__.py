@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from specdec.commands import generate
+from specdec.commands import certify, generate
 from specdec.utils.errors import cli
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"certify": certify, "generate": generate}
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ import torch
 
 from specdec.data.dataset import Prompt, encode_prompt
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.generation import Decoder
+from specdec.decoding.sampling import Warp
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.pair import check_pair, load_side
 from specdec.models.registry import ModelPair
@@ -177,6 +179,10 @@ def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     prompt_ids, result = _generate(job, decoder, prompt, job.max_new_tokens)
+    if isinstance(decoder, SpeculativeDecoder):
+        result.alpha_ceiling = acceptance_ceiling(
+            decoder, prompt_ids, result.generated_ids, Warp(job.temperature)
+        )
     return make_record(
         request,
         result,

@@ -35,6 +35,7 @@ class GenerationResult:
     proposed_per_round: list[int] | None = None
     drafter: str | None = None  # the class that proposed: DraftModel, IntersectionDraft, ...
     vocabulary_match: str | None = None  # how the two vocabularies relate, in a line
+    alpha_ceiling: float | None = None  # most that a draft of another vocabulary could reach
     # Of both kinds; phases are prefill, draft, verify and sample.
     phase_times_ms: dict[str, float] | None = None  # the baseline's target steps are its verify
     phase_peak_memory_mb: dict[str, float] | None = None

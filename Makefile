@@ -1,0 +1,46 @@
+# make study: the whole study. make test: the tests. Both make the environment first, in .venv.
+#   CONFIG=config/gpu.yaml   another study: overlays, left to right (settings: config/README.md)
+#   CORES=4                  for what is not timed; timed jobs run one at a time whatever this says
+
+VENV ?= .venv
+CORES ?= 1
+CONFIG ?=
+BIN := $(VENV)/bin
+
+# The first Python here that runs and that pyproject.toml allows.
+IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
+	$(shell $(name) -c '$(IS_SUPPORTED)' 2>/dev/null && echo $(name))))
+
+# The environment is the one made here, whatever the caller's shell has active.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: study test check lock env
+
+study: env
+	@$(BIN)/python scripts/unlock_if_dead.py
+	$(BIN)/snakemake --cores $(CORES) all $(if $(CONFIG),--configfile $(CONFIG))
+	@$(BIN)/python scripts/show_results.py
+
+test: env
+	$(BIN)/python -m pytest
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/python scripts/lint_workflow.py
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml requirements/lock.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; name one: make env PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c requirements/lock.txt -e '.[workflow,gpu,test]'
+	@touch $@
+
+# The pins of every extra, from PyPI. Torch pins its own CUDA libraries, so they are left out here:
+# the same lock then serves torch's CPU build.
+lock:
+	uv pip compile --python-version 3.11 --all-extras --no-annotate --no-header --no-emit-index-url \
+		--upgrade pyproject.toml | grep -Ev '^(nvidia-|cuda-|triton)' > requirements/lock.txt

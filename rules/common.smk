@@ -1,0 +1,132 @@
+"""What the rules take from the study: its files, and the settings that decide on each."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from functools import cache
+
+from specdec.utils.digest import code_digest
+
+# Prompts leave room for this many draft tokens, or for the study's largest K where that is more:
+# another K up to it chooses no other prompts, so only its own cells run.
+ROOM_FOR_DRAFTS = 16
+
+# Of a model's files both ends count in its digest, so much each: small ones whole.
+DIGESTED_BYTES = 64 * 2**20
+
+RUNS = [
+    f"results/runs/{pair}/{domain}/T{temperature:.12g}_K{k:.0f}.jsonl"
+    for pair, (_, domains, draft_tokens) in PAIRS.items()
+    for domain in domains
+    for temperature in config["temperatures"]
+    for k in [0, *draft_tokens]  # 0 is the baseline
+]
+TABLES = [
+    f"results/tables/{name}"
+    for name in ("generations.csv", "cells.csv", "positions.csv", "rounds.csv.gz")
+]
+FIGURES = [
+    f"figures/{name}.{format}"
+    for name in (
+        "speedup_heatmap",
+        "latency_cdf",
+        "time_breakdown",
+        "acceptance_by_domain",
+        "acceptance_by_position",
+    )
+    for format in ("png", "svg")
+]
+
+
+wildcard_constraints:
+    pair=r"[\w.-]+",
+    domain=r"[\w.-]+",
+    temperature=r"[\de.+-]+",
+    k=r"\d+",
+    tokenizer=r"[\w.@-]+",
+
+
+def tokenizer_of(entry):
+    """The name of a pair's prompt file: its target, whose tokenizer counts."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", entry.target.model)
+    return f"{name}@{entry.target.revision}" if entry.target.revision else name
+
+
+def pairs_of(wildcards):
+    """The study's pairs that share a prompt file."""
+    return [name for name, pair in PAIRS.items() if tokenizer_of(pair[0]) == wildcards.tokenizer]
+
+
+def sides_of(wildcards):
+    """What a prompt's length and the room for it depend on, as text."""
+    entries = [PAIRS[name][0] for name in pairs_of(wildcards)]
+    sides = [side for entry in entries for side in (entry.target, entry.draft)]
+    return json.dumps([[side.model, side.revision, side.chat] for side in sides])
+
+
+def prompt_settings(wildcards):
+    """The part of the study that decides on the prompts, as JSON."""
+    pairs = [PAIRS[name] for name in pairs_of(wildcards)]
+    domains = {domain: None for _, domains, _ in pairs for domain in domains}
+    settings = {name: config[name] for name in ("prompts_per_domain", "max_new_tokens", "seed")}
+    settings["sources"] = {domain: config["sources"][domain] for domain in domains}
+    settings["room_for_drafts"] = max(ROOM_FOR_DRAFTS, *(k for pair in pairs for k in pair[2]))
+    return json.dumps(settings)
+
+
+def source_files(wildcards):
+    """Digests of the files that prompts come from: local ones, and the built-in ones."""
+    sources = json.loads(prompt_settings(wildcards))["sources"]
+    builtin = PROJECT_ROOT / "specdec/data/builtin"
+    files = [builtin / f"{domain}.json" for domain in sources if sources[domain] == "builtin"]
+    given = [source for source in sources.values() if isinstance(source, dict)]
+    files += [source["path"] for source in given if "path" in source]
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files]
+
+
+def prompts_of(wildcards):
+    return f"results/prompts/{tokenizer_of(PAIRS[wildcards.pair][0])}.json"
+
+
+def decode_settings(wildcards):
+    """The part of the study that decides on a cell, as JSON."""
+    names = ("max_new_tokens", "seed", "paired", "device", "threads")
+    return json.dumps({name: config[name] for name in names})
+
+
+def pair_entry(wildcards):
+    """What the registry says of a pair, but for what only speaks to people, as text."""
+    entry = asdict(PAIRS[wildcards.pair][0]) | {"notes": "", "memory_gb": None}
+    for side in ("draft", "target"):
+        entry[side]["notes"] = ""
+    return json.dumps(entry)
+
+
+def pair_weights(wildcards):
+    """Digests of a pair's models, where they are local."""
+    entry = PAIRS[wildcards.pair][0]
+    return [model_digest(resolve_model(side.model)) for side in (entry.draft, entry.target)]
+
+
+def progress_of(wildcards):
+    """The side file that keeps a job's finished generations; another job's are never in it."""
+    deciding = [decode_settings(wildcards), pair_entry(wildcards), *pair_weights(wildcards)]
+    digest = hashlib.sha256("".join(deciding).encode()).hexdigest()[:8]
+    cell = f"{wildcards.pair}/{wildcards.domain}/T{wildcards.temperature}_K{wildcards.k}"
+    return f"results/progress/{cell}.{digest}.jsonl"
+
+
+@cache
+def model_digest(model):
+    """16 hex digits over the files of a local model; its name, for one on the hub."""
+    if not Path(model).is_dir():
+        return model
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(model).iterdir() if path.suffix != ".md"):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode() + file.read(DIGESTED_BYTES))
+            file.seek(-min(size, DIGESTED_BYTES), os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,24 @@
+rule decode:
+    """Decode a domain's prompts with a pair of models, at one K and one temperature, timed."""
+    input:
+        prompts=prompts_of,
+    output:
+        records="results/runs/{pair}/{domain}/T{temperature}_K{k}.jsonl",
+    log:
+        "results/logs/decode/{pair}/{domain}/T{temperature}_K{k}.log",
+    threads: workflow.cores  # a timed job shares the machine with nothing
+    resources:
+        gpu=1,
+    params:
+        # Finished generations wait here, undeclared: Snakemake deletes a failed job's output.
+        progress=progress_of,
+        settings=decode_settings,
+        entry=pair_entry,
+        weights=pair_weights,
+        code=code_digest("specdec.decoding.job"),
+    shell:
+        'exec python "$SCRIPTS/decode.py" --stop-with-parent'
+        ' --pair {wildcards.pair} --registry "$REGISTRY" --prompts {input.prompts:q}'
+        " --domain {wildcards.domain} --k {wildcards.k} --temperature {wildcards.temperature}"
+        " --settings {params.settings:q} --progress {params.progress:q}"
+        " --out {output.records:q} > {log:q} 2>&1"

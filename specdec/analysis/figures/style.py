@@ -1,0 +1,211 @@
+"""What all figures share: page, colours, facets, the lines that say what was measured, saving."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from specdec.utils.errors import SpecdecError
+from specdec.utils.files import atomic_write
+
+WIDTH = 7.2  # inches
+NOTE_SIZE = 6.5  # points
+NOTE_CHARACTERS = 140  # of NOTE_SIZE in WIDTH
+LINE = 0.13  # inches, of NOTE_SIZE
+LEGEND_COLUMNS = 8
+
+INK = "#222222"
+BASELINE = "#555555"
+WARNING = "#b02a00"
+RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.06,
+    "svg.hashsalt": "specdec",
+}
+#: Decorates `draw`: what it makes has the style, what others make keeps theirs.
+styled = matplotlib.rc_context(RC)
+
+
+class Facet(NamedTuple):
+    """What one panel (or row of panels) shows: never two pairs, never forced beside measured."""
+
+    pair: str
+    temperature: float
+    acceptance: str
+
+    def select(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The facet's rows of a table."""
+        rows = self._all_acceptances(table)
+        return rows[rows.acceptance == self.acceptance]
+
+    def select_baseline(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The baseline's rows (K = 0), where it has none of its own those measured elsewhere."""
+        rows = self._all_acceptances(table)
+        rows = rows[rows.K == 0]
+        own = rows[rows.acceptance == self.acceptance]
+        return own if len(own) else rows
+
+    def _all_acceptances(self, table: pd.DataFrame) -> pd.DataFrame:
+        return table[(table.pair == self.pair) & (table.temperature == self.temperature)]
+
+    def write_heading(self, ax: Axes, characters: int) -> None:
+        """The facet's name, wrapped, over the left end of `ax` and over its title if it has one."""
+        drawing = "greedy" if self.temperature == 0 else f"T = {self.temperature:g}"
+        text = wrap(f"{self.pair}, {drawing}", characters)
+        title_lines = ax.get_title().count("\n") + 1 if ax.get_title() else 0
+        synthetic = self.acceptance != "measured"
+        if synthetic:
+            text += "\n" + wrap(f"{self.acceptance} acceptance".upper(), characters)
+        ax.annotate(
+            text,
+            (0, 1),
+            (0, 4 + 4 * (title_lines > 0) + 10 * title_lines),  # points
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="bottom",
+            weight="bold",
+            color=WARNING if synthetic else INK,
+        )
+
+
+def wrap(text: str, characters: int) -> str:
+    """The text on lines of at most so many characters, names broken after _ - / where possible."""
+    lines = [""]
+    for word in re.findall(r"[^\s_/-]*[\s_/-]*", text):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > characters:
+            lines.append("")
+        lines[-1] += word
+        while len(lines[-1].rstrip()) > characters:
+            lines[-1:] = [lines[-1][:characters], lines[-1][characters:]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def facets(cells: pd.DataFrame) -> list[Facet]:
+    """All facets of a study, sorted; an error where there is no cell to draw."""
+    if cells.empty:
+        raise SpecdecError("no speculative run in the tables: nothing to draw; decode a K >= 1")
+    keys = cells[list(Facet._fields)].drop_duplicates().itertuples(index=False)
+    return sorted(Facet(*key) for key in keys)
+
+
+def colours_of_k(cells: pd.DataFrame) -> dict[int, tuple]:
+    """A colour for each K of the study, ordered from dark to light."""
+    ks = sorted(int(k) for k in cells.K.unique())
+    return dict(zip(ks, seaborn.color_palette("viridis", len(ks)), strict=True))
+
+
+def page(
+    title: str,
+    cells: pd.DataFrame,
+    notes: Iterable[str],
+    *,
+    row_heights: list[float],
+    columns: int,
+    row_margin: float,
+    extra_height: float = 0.1,
+    legend: Sequence[Artist] = (),
+    sharey: bool = False,
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes [rows, columns], with title, legend and the lines that explain it.
+
+    Heights in inches: of the axes of each row, of the labels around a row, and of what else stands
+    once in the figure, as a colour bar does.
+    """
+    text = "\n".join(wrap(line, NOTE_CHARACTERS) for line in [*notes, *provenance(cells)])
+    head, foot = (
+        0.32 + 0.18 * math.ceil(len(legend) / LEGEND_COLUMNS),
+        LINE * (text.count("\n") + 1) + 0.16,
+    )
+    height = head + foot + sum(row_heights) + row_margin * len(row_heights) + extra_height
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(rect=(0.005, foot / height, 0.985, 1 - (head + foot) / height))
+    figure.text(0.1 / WIDTH, 1 - 0.1 / height, title, size=10, weight="bold", va="top")
+    footer = figure.text(0.1 / WIDTH, 0.08 / height, text, va="bottom")
+    footer.set(size=NOTE_SIZE, color=INK, linespacing=LINE * 72 / NOTE_SIZE / 1.16)
+    if legend:
+        corner = (0.04 / WIDTH, 1 - 0.27 / height)
+        figure.legend(
+            handles=legend, loc="upper left", bbox_to_anchor=corner, ncols=LEGEND_COLUMNS
+        ).set_in_layout(False)
+    axes = figure.subplots(
+        len(row_heights),
+        columns,
+        squeeze=False,
+        sharey=sharey,
+        height_ratios=row_heights,
+    )
+    return figure, axes
+
+
+def provenance(cells: pd.DataFrame) -> list[str]:
+    """Sentences that say on what, with what and how often the cells were measured."""
+    machines = cells[["device", "threads"]].drop_duplicates().sort_values(["device", "threads"])
+    devices = [f"{m.device} ({m.threads} threads)" for m in machines.itertuples()]
+    devices = [device.replace("(1 threads)", "(1 thread)") for device in devices]
+    dtypes: dict[str, list[str]] = {}
+    for row in cells[["pair", "draft_dtype", "target_dtype"]].drop_duplicates().itertuples():
+        dtypes.setdefault(f"draft {row.draft_dtype}, target {row.target_dtype}", []).append(
+            row.pair
+        )
+    said = [f"{pair} ({'; '.join(names)})" for pair, names in dtypes.items()]
+    counts = f"{cells.n.min()}" if cells.n.nunique() == 1 else f"{cells.n.min()} to {cells.n.max()}"
+    baseline = "paired (same prompts, same process, alternating order)"
+    if not cells.paired.all():
+        unpaired = sorted(cells[~cells.paired].pair.unique())
+        every = not cells.paired.any()
+        baseline = "UNPAIRED" if every else f"{baseline}, but UNPAIRED for {', '.join(unpaired)}"
+    return [
+        f"Device: {'; '.join(devices)}. Engine: {_listed(cells.engine)}.",
+        f"Dtypes: {'; '.join(said) if len(said) > 1 else next(iter(dtypes))}.",
+        f"Prompts: {_listed(cells.prompt_source)}; n = {counts} per cell. Baseline: {baseline}.",
+    ]
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(sorted({part for value in values.astype(str) for part in value.split("; ")}))
+
+
+def log_axis_ms(ax: Axes) -> None:
+    """A logarithmic x axis whose ticks are plain numbers, at 1, 2 and 5 of every decade."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def save(figure: Figure, png: Path, svg: Path) -> None:
+    """Write both files, each whole or not at all; the same figure gives the same bytes."""
+    for path, settings in (
+        (Path(png), {"format": "png", "dpi": 200, "metadata": {"Software": None}}),
+        (Path(svg), {"format": "svg", "metadata": {"Date": None}}),
+    ):
+        data = io.BytesIO()
+        with matplotlib.rc_context(RC):
+            figure.savefig(data, **settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.buffer.write(data.getvalue())

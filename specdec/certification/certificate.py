@@ -1,0 +1,87 @@
+"""A certificate: what was examined of a pair, what came out, and on what machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
+from specdec.certification.prompts import load_prompts
+from specdec.certification.rule import check_rule
+from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
+from specdec.certification.sampling import Context, check_sampling
+from specdec.data.dataset import Prompt
+from specdec.data.prompts import Limit
+from specdec.decoding.job import encode_for
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models.pair import load_pair
+from specdec.models.registry import get_pair
+from specdec.models.wrapper import ModelWrapper
+from specdec.utils.logging import get_logger
+from specdec.utils.reproducibility import capture_environment, code_digest
+
+log = get_logger(__name__)
+
+CONTEXTS = 4  # prompts that are continued by sampling: the shortest
+
+
+def examine(
+    name: str,
+    registry: str | None = None,
+    prompt_file: Path | None = None,
+    field: str = "text",
+    device: str = "auto",
+) -> dict:
+    """The certificate of a pair of the registry; `prompt_file` and `field` as in `load_prompts`."""
+    pair = get_pair(name, registry)
+    draft, target = load_pair(name, registry, device)
+    sides = [(target, pair.target), (draft, pair.draft)]
+    limits = [_limit(wrapper, side.chat) for wrapper, side in sides]
+    prompts, described = load_prompts(prompt_file, field, limits)
+
+    log.info("the acceptance rule, enumerated …")
+    rule = check_rule()
+    log.info("greedy output on %d prompts …", len(prompts))
+    greedy = check_greedy(pair, draft, target, prompts)
+    log.info("the joint distribution of sampled output …")
+    decoder = SpeculativeDecoder(draft, target, SAMPLED_DRAFT_TOKENS, pair.vocabulary)
+    shortest = sorted(prompts, key=lambda prompt: prompt.token_count)[:CONTEXTS]
+    contexts = [_context(pair, decoder, prompt) for prompt in shortest]
+    sampling = check_sampling(decoder, contexts)
+    sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest]
+
+    parts = (greedy, sampling, rule)
+    return {
+        "pair": name,
+        "verdict": "pass" if all(part["verdict"] == "pass" for part in parts) else "defect",
+        "greedy": greedy,
+        "sampling": sampling,
+        "rule": rule,
+        "provenance": {
+            "pair_entry": asdict(pair),
+            "prompts": described,
+            **_path_taken(decoder, contexts[0]),
+            "code_digest": code_digest(__name__),
+            "environment": capture_environment(target.device),
+        },
+    }
+
+
+def _limit(wrapper: ModelWrapper, chat: str) -> Limit:
+    """What a model leaves for a prompt: its context less what is decoded behind it."""
+    room = NEW_TOKENS + max(DRAFT_TOKENS)
+    context = wrapper.context_length
+    left = None if context is None else context - room
+    return Limit(wrapper.name, wrapper.tokenizer, left, chat)
+
+
+def _context(pair, decoder: SpeculativeDecoder, prompt: Prompt) -> Context:
+    prompt_ids, shown = encode_for(pair, decoder, prompt.text)
+    return Context(prompt_ids, shown.get("draft_prompt_ids"))
+
+
+def _path_taken(decoder: SpeculativeDecoder, context: Context) -> dict:
+    """How the pair decodes, as its results say: its drafter, its vocabularies, its engine."""
+    result = decoder.generate(max_new_tokens=2, temperature=1.0, seed=0, **context._asdict())
+    names = ("drafter", "vocabulary_match", "engine", "engine_reason")
+    return {name: getattr(result, name) for name in names}

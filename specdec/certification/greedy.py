@@ -1,0 +1,107 @@
+"""Greedy output: does a pair emit what its target emits alone, token for token?
+
+Where it does not, the two tokens' logits say why. A pass over K + 1 rows goes through other matrix
+kernels than a pass over one row and rounds differently, so two logits that are nearly equal can
+change places. How far a logit moves that way is measured on the very texts that were decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from specdec.data.dataset import Prompt
+from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.job import encode_for
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models.registry import ModelPair
+from specdec.models.wrapper import ModelWrapper, Session
+
+DRAFT_TOKENS = (1, 2, 4, 8)
+NEW_TOKENS = 48
+NEAR_TIE, DEFECT = "near tie at this dtype", "defect"
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where the output of a pair leaves the target's; everything behind it is unexamined.
+
+    `tokens` and `logits` (of one row, after the same text) are the target's and then the pair's;
+    None stands for an output that had ended.
+    """
+
+    prompt_id: str
+    draft_tokens: int
+    position: int
+    tokens: tuple[int | None, int | None]
+    texts: tuple[str, str]
+    logits: tuple[float | None, float | None]
+    gap: float | None
+
+
+def check_greedy(
+    pair: ModelPair, draft: ModelWrapper, target: ModelWrapper, prompts: list[Prompt]
+) -> dict:
+    """The `greedy` part of a certificate, of a pair's two models."""
+    baseline = AutoregressiveDecoder(target)
+    decoders = {k: SpeculativeDecoder(draft, target, k, pair.vocabulary) for k in DRAFT_TOKENS}
+    moved = dict.fromkeys(DRAFT_TOKENS, 0.0)
+    partings: list[Parting] = []
+    for prompt in prompts:
+        ids, _ = encode_for(pair, baseline, prompt.text)
+        alone = baseline.generate(ids, NEW_TOKENS).generated_ids
+        one_row = _replay(target, ids, alone, rows=1)
+        for k, decoder in decoders.items():
+            block = _replay(target, ids, alone, rows=k + 1)
+            moved[k] = max(moved[k], float((block - one_row).abs().max()))
+            ids, shown = encode_for(pair, decoder, prompt.text)
+            together = decoder.generate(ids, NEW_TOKENS, **shown).generated_ids
+            if together != alone:
+                partings.append(_part(prompt.prompt_id, k, alone, together, one_row, target))
+    verdicts = [_judge(parting, moved[parting.draft_tokens]) for parting in partings]
+    apart = {parting.prompt_id for parting in partings}
+    return {
+        "verdict": "defect" if DEFECT in verdicts else "pass",
+        "prompts": len(prompts),
+        "agreeing": len(prompts) - len(apart),
+        "agreeing_by_draft_tokens": {
+            str(k): len(prompts) - sum(parting.draft_tokens == k for parting in partings)
+            for k in DRAFT_TOKENS
+        },
+        "max_new_tokens": NEW_TOKENS,
+        "largest_logit_difference": {str(k): moved[k] for k in DRAFT_TOKENS},
+        "divergences": [
+            asdict(parting) | {"verdict": verdict}
+            for parting, verdict in zip(partings, verdicts, strict=True)
+        ],
+    }
+
+
+def _replay(target: ModelWrapper, prompt: list[int], ids: list[int], rows: int) -> torch.Tensor:
+    """Logits `[len(ids), V]`, float64, before each id, reading the ids `rows` at a time."""
+    session = Session(target)
+    logits = [session.feed(torch.tensor(prompt), keep=1)]
+    for start in range(0, len(ids) - 1, rows):
+        block = torch.tensor(ids[start : min(start + rows, len(ids) - 1)])
+        logits.append(session.feed(block, keep=len(block)))
+    return torch.cat(logits).double()
+
+
+def _part(prompt_id, k, alone, together, one_row, target) -> Parting:
+    """The first place where two outputs differ, one of which may have ended there."""
+    shared = min(len(alone), len(together))
+    place = next((i for i in range(shared) if alone[i] != together[i]), shared)
+    tokens = tuple(ids[place] if place < len(ids) else None for ids in (alone, together))
+    if None in tokens:
+        logits, gap = (None, None), None
+    else:
+        logits = tuple(one_row[place, token].item() for token in tokens)
+        gap = logits[0] - logits[1]
+    texts = tuple("" if t is None else target.tokenizer.decode([t]) for t in tokens)
+    return Parting(prompt_id, k, place, tokens, texts, logits, gap)
+
+
+def _judge(parting: Parting, moved: float) -> str:
+    """A near tie, if rounding can bridge the gap: each of its two logits moves by `moved` at most."""
+    return NEAR_TIE if parting.gap is not None and parting.gap <= 2 * moved else DEFECT

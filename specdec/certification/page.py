@@ -1,0 +1,106 @@
+"""A certificate as a page of Markdown."""
+
+from __future__ import annotations
+
+import json
+
+
+def format_page(certificate: dict) -> str:
+    """The page of what `examine` returns."""
+    provenance = certificate["provenance"]
+    entry, environment = provenance["pair_entry"], provenance["environment"]
+    sides = [f"{entry[side]['model']} ({entry[side]['dtype']})" for side in ("draft", "target")]
+    sections = [
+        f"# Certificate of {certificate['pair']}: {_verdict(certificate)}",
+        f"{sides[0]} → {sides[1]}, on {environment['device']}, "
+        f"specdec {environment['specdec']}, code {provenance['code_digest']}.",
+        _greedy(certificate["greedy"], provenance["prompts"]),
+        _sampling(certificate["sampling"]),
+        _rule(certificate["rule"]),
+        f"## What was run\n\n```json\n{json.dumps(provenance, indent=2, ensure_ascii=False)}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _verdict(part: dict) -> str:
+    return "**DEFECT**" if part["verdict"] == "defect" else "pass"
+
+
+def _greedy(part: dict, prompts: dict) -> str:
+    lines = [
+        f"## Greedy output: {_verdict(part)}",
+        "",
+        f"{part['agreeing']} of {part['prompts']} prompts ({prompts['source']}) agree with the "
+        f"target alone token for token, over {part['max_new_tokens']} tokens, at every K.",
+        "",
+        "| K | prompts that agree | largest difference between a logit of one row and of K + 1 rows |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {k} | {agreeing} of {part['prompts']} | {part['largest_logit_difference'][k]:.2e} |"
+        for k, agreeing in part["agreeing_by_draft_tokens"].items()
+    ]
+    if part["divergences"]:
+        lines += [
+            "",
+            "Where outputs part (the target's token and logit first). It is a near tie where the gap "
+            "is at most twice the difference above: each of the two logits moves by as much.",
+            "",
+            "| prompt | K | position | tokens | logits | gap | verdict |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_divergence(divergence) for divergence in part["divergences"]]
+    return "\n".join(lines)
+
+
+def _divergence(parting: dict) -> str:
+    tokens = [
+        "end of output" if token is None else f"{token} `{json.dumps(text, ensure_ascii=False)}`"
+        for token, text in zip(parting["tokens"], parting["texts"], strict=True)
+    ]
+    tokens = ", ".join(tokens).replace("|", "\\|")
+    if parting["gap"] is None:
+        logits, gap = "", ""
+    else:
+        logits, gap = "{:.6f}, {:.6f}".format(*parting["logits"]), f"{parting['gap']:.2e}"
+    place = f"{parting['prompt_id']} | {parting['draft_tokens']} | {parting['position']}"
+    return f"| {place} | {tokens} | {logits} | {gap} | {parting['verdict']} |"
+
+
+def _sampling(part: dict) -> str:
+    lines = [
+        f"## Sampled output: {_verdict(part)}",
+        "",
+        f"{part['draws']} draws of {part['tokens']} tokens at K = {part['draft_tokens']}, on "
+        f"{part['contexts']} contexts, counted in {part['cells']} cells of equal probability: "
+        f"p = {part['p_value']:.3g} over all tests (a defect below {part['significance']:g}). A "
+        f"total variation of {part['detectable_total_variation']:.3f} over the cells would have been "
+        f"caught with {part['power']:.0%} power at either temperature.",
+    ]
+    if part["draft_total_variation"] is not None:
+        lines += [
+            "",
+            f"The draft is at {part['draft_total_variation']:.3f} from its target, token for token "
+            "(total variation, on average): that much is at stake where it is followed wrongly.",
+        ]
+    lines += [
+        "",
+        "| temperature | test: the joint distribution, or one mistake | χ² | degrees | p |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {test['temperature']:g} | {test['test']} | {test['statistic']:.1f} | {test['degrees']} "
+        f"| {test['p_value']:.3g} |"
+        for test in part["tests"]
+    ]
+    return "\n".join(lines)
+
+
+def _rule(part: dict) -> str:
+    error = part["worst_error"]
+    found = "a draft token decided wrongly" if error is None else f"largest error {error:.1e}"
+    return (
+        f"## Acceptance rule: {_verdict(part)}\n\n"
+        f"{part['cases']} pairs of toy distributions, every draft and every accept pattern: {found} "
+        f"(at most {part['tolerance']:g})."
+    )

@@ -1,0 +1,224 @@
+"""Sampled output: does the joint distribution of what a pair emits equal its target's?
+
+**All ways of being wrong.** A vocabulary has too many continuations to count, so they are counted in
+cells whose probability is known exactly. At each place the words are put in an order, and the
+emitted word is turned into the probability of the words before it, plus a random share of its own
+(the randomised probability integral transform: Rosenblatt 1952, *Remarks on a Multivariate
+Transformation*; Brockwell 2007, *Universal Residuals*). If the words follow the target, these numbers
+are independent and uniform. Bins of equal width at each place make cells of equal probability, for
+a chi-square test of the joint distribution. The order decides on what is seen best: words that the
+draft prefers come first.
+
+**Known ways of being wrong.** Each mistake in `specdec.certification.mistakes` says what it would emit
+instead of the target's p. The score (other − p) / (other + p) of the emitted word has an exactly
+known mean and variance under p, so its sum over all places tells whether the output leans that
+way, more sharply than any cells.
+
+The significance is shared among the tests. The probabilities come from one pass without a cache and
+from transformers' own temperature: from nothing of what is examined.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch.nn.functional import pad
+from transformers import TemperatureLogitsWarper
+
+from specdec.analysis.goodness_of_fit import goodness_of_fit
+from specdec.certification.mistakes import emitted_by_mistake
+from specdec.decoding.drafters import IntersectionDraft
+from specdec.decoding.generation import Generation
+from specdec.decoding.sampling import Warp
+from specdec.decoding.speculative import SpeculativeDecoder
+
+DRAFT_TOKENS = 3
+TOKENS = 5  # of a draw: more than K + 1, so that each spans two rounds or more
+BLOCKS = 4  # draws in a generation, one behind the other: independent, given what came before
+GENERATIONS = 128  # at each temperature
+TEMPERATURES = (1.0, 0.7)  # a target that is not warped shows at the second only
+BINS = 2  # at each place: 32 cells, 16 draws in each
+CELLS = BINS**TOKENS
+LENGTH = BLOCKS * TOKENS  # tokens of a generation
+SIGNIFICANCE = 1e-4  # of all tests together; the draws are seeded, so a certificate repeats itself
+POWER = 0.99
+SCORED_AT_ONCE = 8
+
+
+class Context(NamedTuple):
+    """What is to be continued, in token ids of the target and, in another form, of the draft."""
+
+    prompt_ids: list[int]
+    draft_prompt_ids: list[int] | None = None
+
+
+def check_sampling(
+    decoder: SpeculativeDecoder, contexts: list[Context], generations: int = GENERATIONS
+) -> dict:
+    """The `sampling` part of a certificate.
+
+    Args:
+        decoder: the pair's, with `DRAFT_TOKENS` draft tokens.
+        contexts: the generations are divided evenly among them.
+        generations: at each temperature, of `BLOCKS` draws each.
+    """
+    tests, caught, distances = [], [], []
+    for temperature in TEMPERATURES:
+        sample = Sample()
+        for number, context in enumerate(contexts):
+            seeds = range(number, generations, len(contexts))
+            for emitted, p, q in _scored(decoder, context, temperature, seeds):
+                sample.add(emitted, p, q, temperature)
+        fit = goodness_of_fit(sample.counts, np.full(CELLS, 1 / CELLS))
+        caught.append(fit)
+        tests.append(_describe(temperature, "joint", fit.statistic, fit.degrees, fit.p_value))
+        for mistake, (deviation, variance) in sample.scores.items():
+            statistic = deviation**2 / variance if variance else 0.0
+            p_value = float(stats.chi2.sf(statistic, 1))
+            tests.append(_describe(temperature, mistake, statistic, 1, p_value))
+        distances += sample.distances
+    share = SIGNIFICANCE / len(tests)
+    p_value = min(1.0, len(tests) * min(test["p_value"] for test in tests))
+    return {
+        "verdict": "pass" if p_value >= SIGNIFICANCE else "defect",
+        "draws": sum(fit.draws for fit in caught),
+        "p_value": p_value,
+        "significance": SIGNIFICANCE,
+        "detectable_total_variation": max(
+            fit.detectable_total_variation(share, POWER) for fit in caught
+        ),
+        "power": POWER,
+        "draft_total_variation": float(np.mean(distances)) if distances else None,
+        "draft_tokens": DRAFT_TOKENS,
+        "tokens": TOKENS,
+        "cells": CELLS,
+        "contexts": len(contexts),
+        "tests": tests,
+    }
+
+
+def _describe(temperature: float, name: str, statistic: float, degrees: int, p_value) -> dict:
+    return {
+        "temperature": temperature,
+        "test": name,
+        "statistic": float(statistic),
+        "degrees": degrees,
+        "p_value": p_value,
+    }
+
+
+class Sample:
+    """What is kept of the generations at one temperature.
+
+    `counts` `[CELLS]` are draws; `scores` holds, for each mistake, how far the sum of its scores is
+    from its mean and the variance of that sum; `distances` are total variations of draft and target.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(CELLS, dtype=int)
+        self.scores: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self.distances: list[float] = []
+        self._random = np.random.default_rng(0)
+
+    def add(self, emitted: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None, temperature):
+        """Take up a generation `[n]`, drawn from p `[n, V]` with a draft that drew from q `[n, V]`."""
+        shares = torch.from_numpy(self._random.random(len(emitted))).to(p.device)
+        uniforms = _transform(p, p if q is None else q / p, emitted, shares).cpu().numpy()
+        bins = np.minimum((uniforms * BINS).astype(int), BINS - 1)
+        np.add.at(self.counts, bins.reshape(BLOCKS, TOKENS) @ BINS ** np.arange(TOKENS), 1)
+        for mistake, other in emitted_by_mistake(p, q, temperature).items():
+            self.scores[mistake] += _score(p, other, emitted)
+        if q is not None:
+            self.distances.append(float((p - q).abs().sum(-1).mean() / 2))
+
+
+def _score(p: torch.Tensor, other: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+    """How far the scores of emitted tokens `[n]` lie above their mean, summed; and the variance."""
+    score = ((other - p) / (other + p)).nan_to_num(0)  # 0 / 0: a word that neither emits
+    mean = (p * score).sum(-1)
+    deviation = score.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - mean
+    variance = (p * score**2).sum(-1) - mean**2
+    return np.array([float(deviation.sum()), float(variance.clamp(min=0).sum())])
+
+
+def _scored(decoder, context, temperature, seeds) -> Iterator[tuple]:
+    """`(tokens [n], p [n, V], q [n, V] or None)` of each generation, p the target's, q the draft's."""
+    for start in range(0, len(seeds), SCORED_AT_ONCE):
+        results = [
+            decoder.generate(
+                context.prompt_ids,
+                LENGTH,
+                temperature=temperature,
+                seed=seed,
+                eos_token_id=None,
+                draft_prompt_ids=context.draft_prompt_ids,
+            )
+            for seed in seeds[start : start + SCORED_AT_ONCE]
+        ]
+        emitted = torch.tensor([result.generated_ids for result in results])  # [generations, n]
+        p = _probabilities(decoder.target, context.prompt_ids, emitted, temperature)
+        if decoder.vocabularies is None or decoder.vocabularies.is_shared:
+            shown = context.draft_prompt_ids or context.prompt_ids
+            q = _probabilities(decoder.draft, shown, emitted, temperature)
+            size = min(q.shape[-1], p.shape[-1])
+            q = pad(q[..., :size], (0, p.shape[-1] - size)).to(p.device)
+        elif results[0].drafter == IntersectionDraft.__name__:
+            rows = [_intersection_rows(decoder, context, ids, temperature) for ids in emitted.tolist()]
+            q = torch.stack(rows).to(p.device)
+        else:
+            q = [None] * len(results)  # a draft that proposes text has no probabilities of words
+        yield from zip(emitted.to(p.device), p, q, strict=True)
+
+
+def _probabilities(wrapper, prompt, emitted, temperature) -> torch.Tensor:
+    """What a model draws emitted tokens from, `[generations, n, V]`, by a pass without a cache."""
+    sequences = torch.cat([torch.tensor(prompt).expand(len(emitted), -1), emitted[:, :-1]], dim=1)
+    logits, _ = wrapper.forward(sequences, use_cache=False, logits_to_keep=LENGTH)
+    return _warped(logits[..., : wrapper.vocab_size], temperature)
+
+
+def _warped(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return TemperatureLogitsWarper(temperature)(None, logits.double()).softmax(-1)
+
+
+class _Scores:
+    """In place of a run's sampler: keeps what a drafter would draw from, `rows` of `[V]`."""
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self.rows: list[torch.Tensor] = []
+
+    def propose(self, logits: torch.Tensor, position) -> tuple[torch.Tensor, torch.Tensor]:
+        self.rows.append(_warped(logits, self._temperature))
+        return logits.argmax(-1), self.rows[-1]
+
+
+def _intersection_rows(decoder, context, emitted: list[int], temperature) -> torch.Tensor:
+    """What a draft of another vocabulary draws each emitted token from, `[n, V]`."""
+    drafter = IntersectionDraft(decoder.draft, decoder.vocabularies)
+    warp = Warp(temperature)
+    run = Generation(
+        decoder.target, context.prompt_ids, LENGTH, warp, 0, None, None, draft_tokens=1
+    )
+    run.sampler = _Scores(temperature)
+    shown = context.draft_prompt_ids
+    drafter.start(run, None if shown is None else torch.tensor(shown))
+    for token in emitted:
+        drafter.propose(run, 1)
+        run.hand_over([token])
+        drafter.roll_back(run, run.length)
+    return torch.stack(run.sampler.rows)
+
+
+def _transform(
+    p: torch.Tensor, key: torch.Tensor, tokens: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    """Uniforms `[n]` of emitted tokens `[n]`: words of a larger `key` first, equal ones together."""
+    own = key.gather(-1, tokens.unsqueeze(-1))
+    before = (p * (key > own)).sum(-1)
+    return before + shares * (p * (key == own)).sum(-1)

@@ -1,0 +1,52 @@
+"""Examine a pair on this machine: is what it emits what its target emits?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+FOLDER = Path("results/certificates")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pair", required=True, help="name in the registry, e.g. micro")
+    parser.add_argument("--registry", help="pairs file; default: config/pairs.yaml")
+    parser.add_argument(
+        "--prompts", type=Path, help="prompt file, JSON or JSON lines; default: built-in prompts"
+    )
+    parser.add_argument(
+        "--field", default="text", help="the text in a record of --prompts; default: text"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    # Late, so that `--help` and a wrong argument answer at once.
+    import json
+
+    from specdec.certification.certificate import examine
+    from specdec.certification.page import format_page
+    from specdec.utils.errors import SpecdecError
+    from specdec.utils.files import atomic_write
+
+    certificate = examine(
+        arguments.pair, arguments.registry, arguments.prompts, arguments.field, arguments.device
+    )
+    page = format_page(certificate)
+    print(page)
+    path = FOLDER / f"{arguments.pair}.json"
+    with atomic_write(path) as file:
+        json.dump(certificate, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    with atomic_write(path.with_suffix(".md")) as file:
+        file.write(page)
+    if certificate["verdict"] == "defect":
+        broken = [part for part in ("greedy", "sampling", "rule") if _is_broken(certificate[part])]
+        raise SpecdecError(
+            f"{arguments.pair}: defect ({', '.join(broken)}): its output is not its target's; "
+            f"{path.with_suffix('.md')} says where"
+        )
+
+
+def _is_broken(part: dict) -> bool:
+    return part["verdict"] == "defect"

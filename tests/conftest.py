@@ -1,0 +1,38 @@
+"""Fixtures shared by the suite. The suite works on the CPU, and never on the network."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and transformers are imported: no network, and no more threads than asked for.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from tests.tiny import make_model, make_tokenizer, perturbed, wrap
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The factory of tests.tiny."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_wrapper(tiny_tokenizer):
+    return wrap(make_model(vocab_size=len(tiny_tokenizer)), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tiny_tokenizer, tiny_wrapper):
+    """`(draft, target)` of one tokenizer; the draft agrees with the target now and then."""
+    return wrap(perturbed(tiny_wrapper.model), tiny_tokenizer), tiny_wrapper

@@ -1,0 +1,144 @@
+"""One decode job: pairs of generations, resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from specdec.data.dataset import Prompt
+from specdec.decoding import job as jobs
+from specdec.decoding.job import Job, run_job
+from specdec.models.registry import ModelPair, ModelSide
+from specdec.profiling.metrics import BenchmarkConfig
+from specdec.profiling.records import RECORD_NAMES
+from specdec.utils.errors import SpecdecError
+from tests.tiny import make_model, make_tokenizer, perturbed
+
+TEXTS = ["The quick brown fox", "def add(a, b):", "for i in range(10):", "The lazy dog"]
+PROMPTS = [Prompt(f"code_{i:03d}", "code", text, 4) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = make_tokenizer()
+    target = make_model(vocab_size=len(tokenizer))
+    for name, model in [("target", target), ("draft", perturbed(target))]:
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    draft, target = (ModelSide(str(folder / name), "float32") for name in ("draft", "target"))
+    return Job(
+        pair=ModelPair("tiny", draft, target),
+        domain="code",
+        K=3,
+        temperature=0.0,
+        max_new_tokens=9,
+        seed=1,
+        paired=True,
+        device="cpu",
+        prompt_source="test",
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a job in a folder of its own and returns its records."""
+
+    def run_here(job, prompts=PROMPTS, check_wanted=lambda: None):
+        out = tmp_path / f"K{job.K}.jsonl"
+        run_job(job, prompts, tmp_path / "progress.jsonl", out, check_wanted)
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    return run_here
+
+
+def test_a_paired_job_decodes_each_prompt_twice_in_alternating_order(job, run):
+    records = run(job)
+    assert [(r["prompt_id"], r["K"]) for r in records] == [
+        (prompt.prompt_id, k) for prompt in PROMPTS for k in (0, 3)
+    ]
+    assert [r["order_index"] for r in records] == [0, 1, 1, 0, 0, 1, 1, 0]
+    assert all(r["paired"] and r["job_K"] == 3 for r in records)
+
+
+def test_an_unpaired_job_and_the_baseline_decode_each_prompt_once(job, run):
+    assert [r["K"] for r in run(replace(job, paired=False))] == [3] * 4
+    baseline = run(replace(job, K=0))
+    assert [r["K"] for r in baseline] == [0] * 4 and not baseline[0]["paired"]
+
+
+def test_greedy_pairs_of_a_job_agree_token_for_token(job, run):
+    records = run(job)
+    for baseline, speculative in zip(records[::2], records[1::2], strict=True):
+        assert baseline["generated_ids"] == speculative["generated_ids"]
+
+
+def test_a_record_carries_the_hash_of_its_request_and_where_it_ran(job, run):
+    for record in run(job):
+        names = {RECORD_NAMES.get(name, name): name for name in BenchmarkConfig.__annotations__}
+        asked = {name: record[column] for column, name in names.items()}
+        assert BenchmarkConfig(**asked).config_hash() == record["config_hash"]
+        assert record["environment"]["torch"] and record["environment"]["threads"] >= 1
+        assert record["prompt_tokens"] > 0 and record["code_digest"] and record["engine"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(calls):
+    def check_wanted():
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise Killed
+
+    return check_wanted
+
+
+def test_a_job_that_was_killed_decodes_only_what_is_missing(job, run, tmp_path):
+    with pytest.raises(Killed):
+        run(job, check_wanted=kill_after(2))
+    assert not (tmp_path / "K3.jsonl").exists()
+    done = (tmp_path / "progress.jsonl").read_text().splitlines()
+    assert len(done) == 4  # two prompts, each with its baseline
+    with (tmp_path / "progress.jsonl").open("a") as file:
+        file.write('{"torn')
+    records = run(job)
+    assert {json.dumps(r) for r in records[:4]} == set(done)
+    assert [r["order_index"] for r in records] == [0, 1, 1, 0, 0, 1, 1, 0]
+
+
+def test_a_finished_job_that_is_asked_for_again_loads_no_draft(job, run, monkeypatch):
+    first = run(job)
+    monkeypatch.setattr(jobs, "_decoders", None)
+    assert run(job) == first
+
+
+@pytest.mark.parametrize("change", [dict(max_new_tokens=8), dict(seed=2), dict(temperature=0.5)])
+def test_another_request_is_not_answered_by_old_records(job, run, change):
+    before = {r["config_hash"] for r in run(job)}
+    assert before.isdisjoint(r["config_hash"] for r in run(replace(job, **change)))
+
+
+def test_records_of_other_code_are_not_taken(job, run, monkeypatch):
+    run(job)
+    monkeypatch.setattr(jobs, "code_digest", lambda name: "another")
+    assert {r["code_digest"] for r in run(job)} == {"another"}
+
+
+def test_a_job_that_nobody_waits_for_stops_at_the_next_prompt(job, run):
+    def gone():
+        raise SpecdecError("the workflow is gone")
+
+    with pytest.raises(SpecdecError, match="gone"):
+        run(job, check_wanted=gone)
+
+
+def test_a_missing_draft_is_noticed_before_anything_is_loaded(job, run, monkeypatch):
+    missing = replace(job.pair, draft=ModelSide("no/such/folder/here", "float32"))
+    monkeypatch.setattr(jobs, "load_side", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(SpecdecError, match="no/such/folder/here"):
+        run(replace(job, pair=missing))

@@ -1,0 +1,134 @@
+"""Tests of the tests: engines broken on purpose, each of which the suite must catch.
+
+The lossy ones change the output's distribution, and the joint chi-square must reject them. The
+wasteful ones keep it and lose the speed, and draft = target or the identities must fail.
+
+No mutant: a draft token drawn from q but scored as if it were certain (a one-hot q). Given the
+token, rejection sampling from a point mass is exact, so that is wasteful, not lossy.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specdec.decoding import drafters, noise, rejection, sampling
+from specdec.decoding.sampling import Greedy, Rejection
+from specdec.decoding.speculative import SpeculativeDecoder
+from tests.checks import assert_accepts_everything, assert_identities
+from tests.distribution import SIGNIFICANCE, joint_fit
+from tests.tiny import table_pair
+
+DRAWS = 2000
+PROMPT = [0, 1, 2]
+
+
+def accepts_all_after_the_first(monkeypatch):
+    def accepted_count(p, q, tokens, uniforms, valid):
+        kept = uniforms[0] * q[0, tokens[0]] <= p[0, tokens[0]]
+        return (kept & valid).sum()
+
+    monkeypatch.setattr(rejection, "accepted_count", accepted_count)
+
+
+def no_residual_in_late_positions(monkeypatch):
+    right = rejection.next_distribution
+    monkeypatch.setattr(
+        rejection,
+        "next_distribution",
+        lambda p, q, count: torch.where(count > 0, p[int(count)], right(p, q, count)),
+    )
+
+
+def soft_scores_for_a_greedy_draft(monkeypatch):
+    def propose(self, logits, position):
+        return logits.argmax(-1), self._warp(logits)
+
+    monkeypatch.setattr(Rejection, "propose", propose)
+
+
+def residual_reuses_the_drafts_uniform(monkeypatch):
+    monkeypatch.setattr(sampling, "RESIDUAL", noise.DRAFT)
+
+
+def target_unwarped(monkeypatch):
+    right = Rejection.verify
+
+    def verify(self, logits, *rest):
+        return right(self, logits * self._warp.temperature, *rest)
+
+    monkeypatch.setattr(Rejection, "verify", verify)
+
+
+def scores_permuted_against_their_tokens(monkeypatch):
+    right = Rejection.propose
+
+    def propose(self, logits, position):
+        token, q = right(self, logits, position)
+        return token, q.roll(1)
+
+    monkeypatch.setattr(Rejection, "propose", propose)
+
+
+# Which table of the suite shows the mutant best: (seed of the table, mutant).
+LOSSY = [
+    (0, accepts_all_after_the_first),
+    (5, no_residual_in_late_positions),
+    (0, soft_scores_for_a_greedy_draft),
+    (0, residual_reuses_the_drafts_uniform),
+    (0, target_unwarped),
+    (0, scores_permuted_against_their_tokens),
+]
+
+
+@pytest.mark.parametrize(
+    ("seed", "mutant"), LOSSY, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_the_distribution_test_rejects_a_lossy_engine(seed, mutant, monkeypatch):
+    mutant(monkeypatch)
+    decoder = SpeculativeDecoder(*table_pair(seed=seed), 2)
+    fit = joint_fit(decoder, PROMPT, 4, DRAWS, temperature=0.7)
+    assert fit.p_value < SIGNIFICANCE
+
+
+def never_drafts(monkeypatch):
+    right = drafters.DraftModel.propose
+
+    def propose(self, run, k):
+        tokens, q, count = right(self, run, k)
+        return tokens.fill_(0), q, count
+
+    monkeypatch.setattr(drafters.DraftModel, "propose", propose)
+
+
+def bonus_dropped(monkeypatch):
+    right = Greedy.verify
+
+    def verify(self, logits, tokens, *rest):
+        count, token = right(self, logits, tokens, *rest)
+        return (count - 1, tokens[-1]) if count == len(tokens) else (count, token)
+
+    monkeypatch.setattr(Greedy, "verify", verify)
+
+
+def hole_in_the_drafts_cache(monkeypatch):
+    """After full acceptance the draft goes on without having read its own last token."""
+    right = drafters.DraftModel.roll_back
+
+    def roll_back(self, run, length):
+        right(self, run, length)
+        if self._session.length == length - 1:
+            self._session.feed(torch.tensor([0]), keep=1)  # anything but the token that was missed
+
+    monkeypatch.setattr(drafters.DraftModel, "roll_back", roll_back)
+
+
+WASTEFUL = [never_drafts, bonus_dropped, hole_in_the_drafts_cache]
+
+
+@pytest.mark.parametrize("mutant", WASTEFUL, ids=lambda m: m.__name__)
+def test_draft_equals_target_or_the_identities_reject_a_wasteful_engine(mutant, monkeypatch):
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_accepts_everything(k=3)
+        assert_identities(k=3)

@@ -1,0 +1,119 @@
+"""A study's configuration: what may be said, and what a slip in it leads to."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from specdec.utils.paths import PROJECT_ROOT
+from tests.study import OVERLAY, Study, make_project, write_study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Study:
+    return make_project(tmp_path_factory.mktemp("config") / "project")
+
+
+@pytest.fixture
+def study(project, tmp_path) -> Study:
+    """A folder of its own for each test, with the project elsewhere."""
+    write_study(tmp_path)
+    return Study(tmp_path, project.project)
+
+
+SLIPS = [
+    ("draft_tokens: [0]", "study.yaml: draft_tokens[0]: 0 is less than the minimum of 1"),
+    ("draft_token: [4]", "study.yaml: draft_token: unknown key; did you mean 'draft_tokens'?"),
+    ("draft_tokens: 4", "study.yaml: draft_tokens: 4 is not of type 'array'"),
+    ("draft_tokens: [2.5]", "study.yaml: draft_tokens[0]: 2.5 is not of type 'integer'"),
+    ("draft_tokens: [2, 2]", "study.yaml: draft_tokens: [2, 2] has non-unique elements"),
+    ("temperatures: [-1]", "study.yaml: temperatures[0]: -1 is less than the minimum of 0"),
+    ("temperatures: [hot]", "study.yaml: temperatures[0]: 'hot' is not of type 'number'"),
+    ("threads: 0", "study.yaml: threads: 0 is less than the minimum of 1"),
+    ("paired: perhaps", "study.yaml: paired: 'perhaps' is not of type 'boolean'"),
+    ("device: gpu", "study.yaml: device: 'gpu' does not match"),
+    ("domains: [a/b]", "study.yaml: domains[0]: 'a/b' does not match"),
+    ("pairs: []", "study.yaml: pairs: [] should be non-empty"),
+    ("pairs: [{name: micro, k: [1]}]", "study.yaml: pairs[0].k: unknown key; known: name"),
+    ("pairs: [micro, micro]", "study.yaml: pairs: 'micro' is there twice"),
+    ("pairs: [mikro]", "config/pairs.yaml: there is no pair 'mikro'; did you mean 'micro'?"),
+    ("domains: [law]", "study.yaml: domains: 'law' has no entry in sources"),
+    ("{domains: [law], sources: {law: builtin}}", "study.yaml: sources.law: built-in prompts"),
+    ("sources: {code: {path: gone.jsonl}}", "study.yaml: sources.code.path: there is no file gone"),
+    ("sources: {code: {paht: gone.jsonl}}", "study.yaml: sources.code: "),
+    ("registry: gone.yaml", "gone.yaml: cannot read the registry"),
+]
+
+
+@pytest.mark.parametrize(("slip", "message"), SLIPS, ids=[slip for slip, _ in SLIPS])
+def test_a_slip_is_one_line_before_any_job_starts(study, slip, message):
+    content = yaml.safe_load(OVERLAY)
+    changes = yaml.safe_load(slip)
+    # Mappings merge where overlays meet: a source's keys must not be mixed with another's here.
+    content |= changes
+    (study.folder / "study.yaml").write_text(yaml.safe_dump(content))
+    code, output = study.run("all")
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code != 0 and len(errors) == 1, output
+    assert message in errors[0]
+    assert "Traceback" not in output and not (study.folder / "results").exists()
+
+
+def test_a_missing_model_folder_is_named_before_any_job_starts(study):
+    (study.folder / "own.yaml").write_text(
+        "gone: {draft: {model: ./none, dtype: float32}, target: {model: ./none, dtype: float32}}"
+    )
+    code, output = study.run("all", "--config", "registry=own.yaml", "pairs=['gone']")
+    assert code != 0
+    assert "error: own.yaml: gone: ./none: there is no such folder" in output
+
+
+def test_a_value_of_the_command_line_is_called_so(study):
+    code, output = study.run("all", "--config", "seed=-1")
+    assert code != 0
+    assert "error: --config: seed: -1 is less than the minimum of 0" in output
+
+
+def count_decode_jobs(config: dict) -> int:
+    pairs = [{"name": pair} if isinstance(pair, str) else pair for pair in config["pairs"]]
+    merged = [config | pair for pair in pairs]
+    cells = [len(one["domains"]) * (1 + len(one["draft_tokens"])) for one in merged]
+    return sum(cells) * len(config["temperatures"])
+
+
+@pytest.mark.parametrize("name", ["config", "gpu", "smoke"])
+def test_each_shipped_study_can_be_planned(project, name):
+    base, own = (
+        yaml.safe_load((PROJECT_ROOT / f"config/{name}.yaml").read_text())
+        for name in ("config", name)
+    )
+    (project.folder / "study.yaml").write_text(yaml.safe_dump(own))
+    jobs = project.jobs()
+    assert jobs["decode"] == count_decode_jobs(base | own)
+    assert sum(jobs.values()) == jobs["decode"] + jobs["build_prompts"] + 6
+
+
+def test_a_pair_may_have_its_own_domains_and_draft_tokens(study):
+    content = yaml.safe_load(OVERLAY)
+    content["domains"] = ["code", "conversation"]
+    content["pairs"] = [{"name": "micro", "domains": ["code"], "draft_tokens": [2, 4, 8]}]
+    (study.folder / "study.yaml").write_text(yaml.safe_dump(content))
+    assert study.jobs()["decode"] == 4
+
+
+def test_the_folders_own_config_lies_between_the_projects_and_the_overlay(study):
+    (study.folder / "config").mkdir()
+    (study.folder / "config/config.yaml").write_text("{temperatures: [0, 0.8], draft_tokens: [8]}")
+    code, output = study.run("-n", "all")
+    assert code == 0, output
+    # temperatures from the folder, draft tokens from the overlay, the rest from the project
+    assert "T0.8_K2.jsonl" in output and "_K8.jsonl" not in output
+
+
+def test_a_timed_job_takes_the_whole_machine_whatever_the_command_line_says(study):
+    code, output = study.run("-n", "all", "--cores", "4", "--workflow-profile", "none")
+    assert code == 0, output
+    decode = [part for part in output.split("rule ") if part.startswith("decode:")]
+    assert decode and all("threads: 4" in part for part in decode)
