@@ -22,8 +22,9 @@ study: env
 	$(BIN)/snakemake --cores $(CORES) all $(if $(CONFIG),--configfile $(CONFIG))
 	@$(BIN)/python scripts/show_results.py
 
+# A file's tests stay in one process, for they share models and studies.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: env
 	$(BIN)/ruff format --check .

@@ -62,7 +62,9 @@ def main() -> None:
                 ]
                 sampling = "coupled" if coupled else "rejection" if temperature > 0 else "greedy"
                 vocabulary = "shared" if shared else method
-                print(f"| {temperature:g} | {vocabulary} | {sampling} | {row(results)} |", flush=True)
+                print(
+                    f"| {temperature:g} | {vocabulary} | {sampling} | {row(results)} |", flush=True
+                )
 
 
 def row(results) -> str:

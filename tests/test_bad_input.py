@@ -61,7 +61,10 @@ CASES = {
     "no hub": (lambda folder, _: load_model("someone/something", "float32"), "someone/something"),
     "unknown dtype": (lambda folder, _: load_model("resources/micro/target", "fp8"), "fp8"),
     "no GPU": (lambda folder, patch: without_a_gpu(patch), "GPU"),
-    "int4 without bitsandbytes": (lambda folder, patch: without_bitsandbytes(patch), "bitsandbytes"),
+    "int4 without bitsandbytes": (
+        lambda folder, patch: without_bitsandbytes(patch),
+        "bitsandbytes",
+    ),
     "out of memory": (lambda *_: fail(RuntimeError("CUDA out of memory. Tried")), "out of memory"),
     "host out of memory": (lambda *_: fail(MemoryError()), "out of memory"),
     "full disk": (lambda *_: fail(OSError(errno.ENOSPC, "full", "a/file")), "no space left"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 
 import pytest
@@ -22,10 +23,12 @@ from specdec.decoding import drafters, rejection
 from specdec.decoding.sampling import Greedy
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.registry import ModelPair, ModelSide
+from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
+from tests.study import make_project
 from tests.test_mutants import LOSSY
+from tests.test_other_vocabulary import toy
 from tests.tiny import TableModel, make_model, make_table, perturbed, wrap
-from tests.toy_tokenizers import byte_level
 
 PROMPTS = [
     Prompt(f"code_{i:03d}", "code", f"def add_{i}(a, b):\n    return a + {i} * b\n", 20)
@@ -44,30 +47,253 @@ class Table(TableModel):
         return one_by_one[0]
 
 
-def table_decoder(seed=0, **settings) -> SpeculativeDecoder:
+def table_decoder(seed=0) -> SpeculativeDecoder:
     target, draft = (Table(make_table(4, seed + i)) for i in range(2))
-    return SpeculativeDecoder(wrap(draft), wrap(target), sampling.DRAFT_TOKENS, **settings)
+    return SpeculativeDecoder(wrap(draft), wrap(target), sampling.DRAFT_TOKENS)
 
 
-def certified(decoder, generations=sampling.GENERATIONS):
+def certified(decoder, generations=64):
     return check_sampling(decoder, [Context([0, 1, 2]), Context([3])], generations)
 
 
-def test_sampling_of_a_right_engine_passes_and_states_its_power():
-    part = certified(table_decoder())
-    assert part["verdict"] == "pass" and part["p_value"] > 0.01
-    assert part["draws"] == 2 * 4 * 128 and len(part["tests"]) == 6
-    assert part["detectable_total_variation"] < 0.25
-    assert all(test["draws"] == 512 and test["degrees"] == 31 for test in part["tests"])
-    assert part["tokens"] > part["draft_tokens"] + 1
-    assert 0.3 < part["draft_total_variation"] < 0.7
+@pytest.fixture(scope="module")
+def right_part():
+    return certified(table_decoder())
 
 
-@pytest.mark.parametrize(("seed", "mutant"), LOSSY, ids=lambda value: getattr(value, "__name__", ""))
+def test_sampling_of_a_right_engine_passes_and_states_its_power(right_part):
+    assert right_part["verdict"] == "pass" and right_part["p_value"] > 0.01
+    assert right_part["draws"] == 2 * 4 * 64
+    assert right_part["tokens"] > right_part["draft_tokens"] + 1
+    assert 0.2 < right_part["detectable_total_variation"] < 0.3
+    assert right_part["power"] == 0.99
+    assert 0.3 < right_part["draft_total_variation"] < 0.7
+    tests = right_part["tests"]
+    assert [test["degrees"] for test in tests if test["test"] == "joint"] == [31, 31]
+    assert len(tests) == 11
+
+
+def test_sampling_is_repeatable(right_part):
+    assert certified(table_decoder()) == right_part
+
+
+@pytest.mark.parametrize(
+    ("seed", "mutant"), LOSSY, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_sampling_of_a_lossy_engine_is_a_defect(seed, mutant, monkeypatch):
     mutant(monkeypatch)
     assert certified(table_decoder(seed))["verdict"] == "defect"
 
 
-def test_sampling_is_repeatable():
-    assert certified(table_decoder(), 48) == certified(table_decoder(), 48)
+def test_the_joint_distribution_alone_shows_an_engine_that_keeps_what_the_draft_says(monkeypatch):
+    monkeypatch.setattr(rejection, "accepted_count", lambda p, q, tokens, u, valid: valid.sum())
+    joint = [test for test in certified(table_decoder())["tests"] if test["test"] == "joint"]
+    assert all(test["p_value"] < sampling.SIGNIFICANCE for test in joint)
+
+
+def other_vocabulary(method):
+    """Tables over a, b, c; "ab" is the target's alone, "ca" and "bc" are the draft's."""
+    target_tokenizer = toy(["a", "b", "ab", "c"], [("a", "b")])
+    draft_tokenizer = toy(["c", "a", "ca", "b", "bc"], [("c", "a"), ("b", "c")])
+    target = ModelWrapper(Table(make_table(4, seed=0)), target_tokenizer, "cpu")
+    draft = ModelWrapper(Table(make_table(5, seed=1)), draft_tokenizer, "cpu")
+    decoder = SpeculativeDecoder(draft, target, sampling.DRAFT_TOKENS, vocabulary=method)
+    return decoder, [Context([0, 1, 3])]
+
+
+@pytest.mark.parametrize("method", ["intersection", "exact_match"])
+def test_sampling_with_a_draft_of_another_vocabulary_passes(method):
+    part = check_sampling(*other_vocabulary(method), 40)
+    assert part["verdict"] == "pass"
+    assert (part["draft_total_variation"] is None) == (method == "exact_match")
+
+
+def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary(monkeypatch):
+    right = drafters.IntersectionDraft.propose
+
+    def propose(self, run, k):
+        tokens, q, count = right(self, run, k)
+        return drafters.Proposal(tokens, q.roll(1, dims=1), count)
+
+    monkeypatch.setattr(drafters.IntersectionDraft, "propose", propose)
+    assert check_sampling(*other_vocabulary("intersection"), 40)["verdict"] == "defect"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return ModelPair("tiny", ModelSide("draft", "float32"), ModelSide("target", "float32"))
+
+
+def test_greedy_output_of_a_right_engine_passes(pair, tiny_pair):
+    part = check_greedy(pair, *tiny_pair, PROMPTS[:2])
+    assert part["verdict"] == "pass"
+    assert part["prompts"] == part["agreeing"] == 2 and not part["divergences"]
+    assert set(part["agreeing_by_draft_tokens"]) == {"1", "2", "4", "8"}
+    assert all(0 < moved < 1e-3 for moved in part["largest_logit_difference"].values())
+
+
+def test_greedy_output_that_keeps_what_the_draft_says_is_a_defect(pair, tiny_pair, monkeypatch):
+    right = Greedy.verify
+
+    def verify(self, logits, tokens, *rest):
+        return right(self, logits, tokens, *rest) if len(tokens) != 2 else (len(tokens), tokens[-1])
+
+    monkeypatch.setattr(
+        Greedy, "verify", lambda *arguments: tuple(map(torch.as_tensor, verify(*arguments)))
+    )
+    part = check_greedy(pair, *tiny_pair, PROMPTS[:1])
+    assert part["verdict"] == "defect"
+    assert part["agreeing_by_draft_tokens"] == {"1": 1, "2": 0, "4": 1, "8": 1}
+    for parting in part["divergences"]:
+        target, other = parting["logits"]
+        assert parting["verdict"] == DEFECT and parting["gap"] == target - other > 0
+        assert parting["draft_tokens"] == 2 and parting["tokens"][0] != parting["tokens"][1]
+
+
+def test_greedy_output_that_ends_early_is_a_defect(pair, tiny_pair, monkeypatch):
+    right = SpeculativeDecoder.generate
+
+    def generate(self, *arguments, **settings):
+        result = right(self, *arguments, **settings)
+        del result.generated_ids[5:]
+        return result
+
+    monkeypatch.setattr(SpeculativeDecoder, "generate", generate)
+    part = check_greedy(pair, *tiny_pair, PROMPTS[:1])
+    assert part["verdict"] == "defect" and part["agreeing"] == 0
+    assert {(d["position"], d["tokens"][1], d["gap"]) for d in part["divergences"]} == {
+        (5, None, None)
+    }
+
+
+def test_equal_logits_are_a_near_tie_whichever_token_is_taken(pair, tiny_tokenizer, monkeypatch):
+    """Two tokens that the target can't tell apart, of which speculation takes the other one."""
+    model = make_model(vocab_size=len(tiny_tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight[1::2] = model.lm_head.weight[::2][: len(tiny_tokenizer) // 2]
+    target, draft = wrap(model, tiny_tokenizer), wrap(perturbed(model), tiny_tokenizer)
+    right = Greedy.verify
+
+    def verify(self, logits, *rest):
+        return right(self, logits.flip(-1), logits.shape[-1] - 1 - rest[0], *rest[1:])
+
+    def flipped(self, logits, *rest):
+        count, token = verify(self, logits, *rest)
+        return count, logits.shape[-1] - 1 - token
+
+    monkeypatch.setattr(Greedy, "verify", flipped)
+    part = check_greedy(pair, draft, target, PROMPTS[:1])
+    assert part["agreeing"] == 0 and part["verdict"] == "pass"
+    assert all(d["verdict"] == NEAR_TIE and d["gap"] == 0 for d in part["divergences"])
+
+
+def test_a_gap_is_a_near_tie_only_within_what_rounding_moves():
+    parting = Parting("code_000", 4, 3, (1, 2), ("a", "b"), (5.0, 4.5), 0.5)
+    assert greedy._judge(parting, moved=0.25) == NEAR_TIE
+    assert greedy._judge(parting, moved=0.2) == DEFECT
+
+
+def test_the_rule_passes_and_a_broken_one_is_a_defect(monkeypatch):
+    assert check_rule()["verdict"] == "pass"
+    monkeypatch.setattr(rejection, "next_distribution", lambda p, q, count: p[count])
+    broken = check_rule()
+    assert broken["verdict"] == "defect" and broken["worst_error"] > 1e-3
+
+
+def test_a_rule_that_decides_wrongly_is_a_defect_without_a_number(monkeypatch):
+    monkeypatch.setattr(rejection, "accepted_count", lambda p, q, tokens, u, valid: valid.sum())
+    assert check_rule() | {"verdict": "defect", "worst_error": None} == check_rule()
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_pair, tiny_tokenizer, monkeypatch):
+    """A folder with a registered pair of tiny models and a file of prompts; sampling cut short."""
+    for name, wrapper in zip(("draft", "target"), tiny_pair, strict=True):
+        wrapper.model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+    sides = {side: {"model": side, "dtype": "float32"} for side in ("draft", "target")}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"tiny": sides}))
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"text": PROMPTS[0].text}))
+    monkeypatch.chdir(tmp_path)
+    short = functools.partial(check_sampling, generations=40)
+    monkeypatch.setattr(certificate, "check_sampling", short)
+    return tmp_path
+
+
+def certify(monkeypatch, *arguments):
+    argv = ["specdec", "certify", "--registry", "own.yaml", "--pair", "tiny", *arguments]
+    monkeypatch.setattr(sys, "argv", argv)
+    command.main()
+
+
+def test_the_command_writes_a_certificate_and_a_page(folder, monkeypatch, capsys):
+    certify(monkeypatch, "--prompts", "mine.jsonl")
+    written = json.loads((folder / "results/certificates/tiny.json").read_text())
+    assert set(written) == {"pair", "verdict", "greedy", "sampling", "rule", "provenance"}
+    assert {written[part]["verdict"] for part in ("greedy", "sampling", "rule")} == {"pass"}
+    provenance = written["provenance"]
+    assert provenance["pair_entry"]["draft"]["model"] == "draft"
+    assert provenance["drafter"] == "DraftModel" and "same" in provenance["vocabulary_match"]
+    assert provenance["engine"] and provenance["environment"]["torch"]
+    assert len(provenance["code_digest"]) == 16 and provenance["prompts"]["source"] == "mine.jsonl"
+    page = (folder / "results/certificates/tiny.md").read_text()
+    assert page.startswith("# Certificate of tiny: pass\n")
+    assert page in capsys.readouterr().out
+    for line in (
+        "## Greedy output: pass",
+        "1 of 1 prompts",
+        "## Sampled output: pass",
+        "rule: pass",
+    ):
+        assert line in page
+
+
+def test_the_command_fails_on_a_defect_and_says_where_to_look(folder, monkeypatch):
+    monkeypatch.setattr(rejection, "accepted_count", lambda p, q, tokens, u, valid: valid.sum())
+    with pytest.raises(SpecdecError, match=r"tiny: defect \(sampling, rule\).*tiny\.md"):
+        certify(monkeypatch, "--prompts", "mine.jsonl")
+    written = json.loads((folder / "results/certificates/tiny.json").read_text())
+    assert written["verdict"] == "defect"
+    assert "**DEFECT**" in (folder / "results/certificates/tiny.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prompts", "none.jsonl"], "none.jsonl can't be read"),
+        (["--prompts", "mine.jsonl", "--field", "prompt"], "prompt"),
+        (["--pair", "tinny"], "there is no pair 'tinny'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(folder, monkeypatch, arguments, says):
+    with pytest.raises(SpecdecError, match=says):
+        certify(monkeypatch, *arguments)
+    assert not (folder / "results").exists()
+
+
+def test_prompts_are_built_in_ones_by_default(tiny_tokenizer):
+    prompts, described = load_prompts(None, "text", [Limit("tiny", tiny_tokenizer)])
+    assert [prompt.domain for prompt in prompts[::4]] == ["code", "conversation", "summarization"]
+    assert len(prompts) == 12 and described["source"] == "builtin"
+
+
+def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over(
+    tmp_path, tiny_tokenizer
+):
+    long = Prompt("code_003", "code", "x = 1\n" * 100, 300)
+    dataset = PromptDataset([*PROMPTS, long], {"digest": digest([*PROMPTS, long])})
+    dataset.save(tmp_path / "prompts.json")
+    limit = Limit("tiny", tiny_tokenizer, 60)
+    prompts, described = load_prompts(tmp_path / "prompts.json", "text", [limit])
+    assert prompts == PROMPTS and described["passed_over"] == 1
+    with pytest.raises(SpecdecError, match="no prompt is within 2 tokens of tiny"):
+        load_prompts(tmp_path / "prompts.json", "text", [Limit("tiny", tiny_tokenizer, 2)])
+
+
+@pytest.mark.slow
+def test_the_workflow_examines_each_pair_where_asked_and_only_then(tmp_path):
+    study = make_project(tmp_path / "study")
+    assert "certify" not in study.jobs()
+    code, output = study.run("-n", "certificates")
+    assert code == 0, output
+    assert re.search(r"^certify +1$", output, re.MULTILINE) and "decode" not in output

@@ -1,7 +1,5 @@
 """Lines like `[loader] message`, on stderr unless a command makes them its output."""
 
-import sys
-
 from specdec.utils.logging import get_logger
 
 
@@ -14,7 +12,7 @@ def test_a_line_begins_with_the_last_part_of_the_name(capsys):
 
 def test_a_command_sends_its_lines_to_stdout(capsys):
     log = get_logger("specdec.models.heavy")  # as the module does when it is imported
-    get_logger("heavy", stream=sys.stdout)  # as its command does when it starts
+    get_logger("heavy", to_stdout=True)  # as its command does when it starts
     log.info("OK")
     assert capsys.readouterr().out == "[heavy] OK\n"
 

@@ -277,6 +277,9 @@ OTHER_VALUES = dict(
     engine="eager",
     vocabulary="same",
     coupled=True,
+    draft_chat="none",
+    target_chat="none",
+    draft_prompt="own",
     device_type="cpu",
     synthetic_acceptance=0.8,
 )

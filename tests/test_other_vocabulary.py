@@ -262,6 +262,25 @@ def test_an_end_token_that_the_draft_proposes_ends_the_output(method):
     assert sum(result.accepted_per_round) > 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_where_the_text_outgrows_the_drafts_context_the_target_goes_on_alone(method, temperature):
+    draft_tokenizer, target_tokenizer = byte_level(340), byte_level(420)
+    short = make_model(vocab_size=len(draft_tokenizer), n_positions=40, seed=1)
+    target = ModelWrapper(make_model(vocab_size=len(target_tokenizer)), target_tokenizer, "cpu")
+    draft = ModelWrapper(short, draft_tokenizer, "cpu")
+    decoder = SpeculativeDecoder(draft, target, 4, vocabulary=method)
+    prompt = target_tokenizer("def add(a, b):").input_ids
+    settings = dict(temperature=temperature, seed=1, eos_token_id=None)
+    result = decoder.generate(prompt, 60, **settings)
+    assert result.num_tokens == 60 and result.proposed_per_round[-1] == 0
+    if temperature == 0 or method == "exact_match":
+        expected = AutoregressiveDecoder(target).generate(prompt, 60, **settings)
+        assert result.generated_ids == expected.generated_ids
+    with pytest.raises(SpecdecError, match="the prompt in the draft's tokens"):
+        decoder.generate(prompt * 12, 4)
+
+
 def test_the_exact_match_method_gives_the_baselines_own_sample(pair):
     draft, target = pair
     decoder = SpeculativeDecoder(draft, target, 3, vocabulary="exact_match")

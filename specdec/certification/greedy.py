@@ -103,5 +103,5 @@ def _part(prompt_id, k, alone, together, one_row, target) -> Parting:
 
 
 def _judge(parting: Parting, moved: float) -> str:
-    """A near tie, if rounding can bridge the gap: each of its two logits moves by `moved` at most."""
+    """A near tie, if rounding can bridge the gap: each of two logits moves by `moved` at most."""
     return NEAR_TIE if parting.gap is not None and parting.gap <= 2 * moved else DEFECT

@@ -33,7 +33,7 @@ def _greedy(part: dict, prompts: dict) -> str:
         f"{part['agreeing']} of {part['prompts']} prompts ({prompts['source']}) agree with the "
         f"target alone token for token, over {part['max_new_tokens']} tokens, at every K.",
         "",
-        "| K | prompts that agree | largest difference between a logit of one row and of K + 1 rows |",
+        "| K | prompts that agree | largest difference of a logit, one row against K + 1 |",
         "|---|---|---|",
     ]
     lines += [
@@ -43,8 +43,8 @@ def _greedy(part: dict, prompts: dict) -> str:
     if part["divergences"]:
         lines += [
             "",
-            "Where outputs part (the target's token and logit first). It is a near tie where the gap "
-            "is at most twice the difference above: each of the two logits moves by as much.",
+            "Where outputs part (the target's token and logit first). It is a near tie where the "
+            "gap is at most twice the difference above: each of the two logits moves by as much.",
             "",
             "| prompt | K | position | tokens | logits | gap | verdict |",
             "|---|---|---|---|---|---|---|",
@@ -74,8 +74,8 @@ def _sampling(part: dict) -> str:
         f"{part['draws']} draws of {part['tokens']} tokens at K = {part['draft_tokens']}, on "
         f"{part['contexts']} contexts, counted in {part['cells']} cells of equal probability: "
         f"p = {part['p_value']:.3g} over all tests (a defect below {part['significance']:g}). A "
-        f"total variation of {part['detectable_total_variation']:.3f} over the cells would have been "
-        f"caught with {part['power']:.0%} power at either temperature.",
+        f"total variation of {part['detectable_total_variation']:.3f} over the cells would have "
+        f"been caught with {part['power']:.0%} power at either temperature.",
     ]
     if part["draft_total_variation"] is not None:
         lines += [
@@ -101,6 +101,6 @@ def _rule(part: dict) -> str:
     found = "a draft token decided wrongly" if error is None else f"largest error {error:.1e}"
     return (
         f"## Acceptance rule: {_verdict(part)}\n\n"
-        f"{part['cases']} pairs of toy distributions, every draft and every accept pattern: {found} "
-        f"(at most {part['tolerance']:g})."
+        f"{part['cases']} pairs of toy distributions, every draft and every accept pattern: "
+        f"{found} (at most {part['tolerance']:g})."
     )

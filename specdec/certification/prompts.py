@@ -32,7 +32,9 @@ def load_prompts(path: Path | None, field: str, limits: list[Limit]) -> tuple[li
     elif _is_prompt_file(path):
         candidates = PromptDataset.load(path).prompts
     else:
-        texts = load_texts(parse_source(path.stem, {"path": str(path), "field": field}), log.warning)
+        texts = load_texts(
+            parse_source(path.stem, {"path": str(path), "field": field}), log.warning
+        )
         candidates = [
             Prompt(f"{path.stem}_{i:03d}", path.stem, text.prompt, limits[0].length(text.prompt))
             for i, text in enumerate(texts.texts)

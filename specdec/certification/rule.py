@@ -29,19 +29,17 @@ def check_rule() -> dict:
     return {
         "verdict": "pass" if error <= TOLERANCE else "defect",
         "cases": 2 * len(CASES),
-        # Infinite where a draft token was kept or rejected against its probability, which is no JSON.
+        # JSON has no infinity, the error where a draft token was decided on wrongly.
         "worst_error": error if math.isfinite(error) else None,
         "tolerance": TOLERANCE,
     }
 
 
-def worst_error(
-    vocab_size: int, k: int, budget: int, zeros: bool = False, seed: int = 0
-) -> float:
+def worst_error(vocab_size: int, k: int, budget: int, zeros: bool = False, seed: int = 0) -> float:
     """Largest error of the probability of any continuation of `budget` tokens, at most K + 1.
 
-    Infinite where the rule decides wrongly on a draft token. `zeros` gives target and draft words of
-    probability 0, as top-k and top-p do.
+    Infinite where the rule decides wrongly on a draft token. `zeros` gives target and draft words
+    of probability 0, as top-k and top-p do.
     """
     generator = torch.Generator().manual_seed(seed)
     target = _conditionals(generator, vocab_size, k + 1, zeros)

@@ -1,18 +1,18 @@
 """Sampled output: does the joint distribution of what a pair emits equal its target's?
 
-**All ways of being wrong.** A vocabulary has too many continuations to count, so they are counted in
-cells whose probability is known exactly. At each place the words are put in an order, and the
+**All ways of being wrong.** A vocabulary has too many continuations to count, so they are counted
+in cells whose probability is known exactly. At each place the words are put in an order, and the
 emitted word is turned into the probability of the words before it, plus a random share of its own
 (the randomised probability integral transform: Rosenblatt 1952, *Remarks on a Multivariate
-Transformation*; Brockwell 2007, *Universal Residuals*). If the words follow the target, these numbers
-are independent and uniform. Bins of equal width at each place make cells of equal probability, for
-a chi-square test of the joint distribution. The order decides on what is seen best: words that the
-draft prefers come first.
+Transformation*; Brockwell 2007, *Universal Residuals*). If the words follow the target, these
+numbers are independent and uniform. Bins of equal width at each place make cells of equal
+probability, for a chi-square test of the joint distribution. The order decides on what is seen
+best: words that the draft prefers come first.
 
-**Known ways of being wrong.** Each mistake in `specdec.certification.mistakes` says what it would emit
-instead of the target's p. The score (other − p) / (other + p) of the emitted word has an exactly
-known mean and variance under p, so its sum over all places tells whether the output leans that
-way, more sharply than any cells.
+**Known ways of being wrong.** Each mistake in `specdec.certification.mistakes` says what it would
+emit instead of the target's p. The score (other − p) / (other + p) of the emitted word has an
+exactly known mean and variance under p, so its sum over all places tells whether the output leans
+that way, more sharply than any cells.
 
 The significance is shared among the tests. The probabilities come from one pass without a cache and
 from transformers' own temperature: from nothing of what is examined.
@@ -65,7 +65,7 @@ def check_sampling(
     Args:
         decoder: the pair's, with `DRAFT_TOKENS` draft tokens.
         contexts: the generations are divided evenly among them.
-        generations: at each temperature, of `BLOCKS` draws each.
+        generations: at each temperature, of `BLOCKS` draws each; below 40 the cells are too rare.
     """
     tests, caught, distances = [], [], []
     for temperature in TEMPERATURES:
@@ -116,7 +116,8 @@ class Sample:
     """What is kept of the generations at one temperature.
 
     `counts` `[CELLS]` are draws; `scores` holds, for each mistake, how far the sum of its scores is
-    from its mean and the variance of that sum; `distances` are total variations of draft and target.
+    from its mean and the variance of that sum; `distances` are total variations of the draft from
+    the target.
     """
 
     def __init__(self) -> None:
@@ -125,8 +126,10 @@ class Sample:
         self.distances: list[float] = []
         self._random = np.random.default_rng(0)
 
-    def add(self, emitted: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None, temperature):
-        """Take up a generation `[n]`, drawn from p `[n, V]` with a draft that drew from q `[n, V]`."""
+    def add(
+        self, emitted: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None, temperature
+    ) -> None:
+        """Take up a generation `[n]` and what its tokens should be drawn from: p, q `[n, V]`."""
         shares = torch.from_numpy(self._random.random(len(emitted))).to(p.device)
         uniforms = _transform(p, p if q is None else q / p, emitted, shares).cpu().numpy()
         bins = np.minimum((uniforms * BINS).astype(int), BINS - 1)
@@ -147,7 +150,7 @@ def _score(p: torch.Tensor, other: torch.Tensor, tokens: torch.Tensor) -> np.nda
 
 
 def _scored(decoder, context, temperature, seeds) -> Iterator[tuple]:
-    """`(tokens [n], p [n, V], q [n, V] or None)` of each generation, p the target's, q the draft's."""
+    """`(tokens [n], p [n, V], q [n, V] or None)` of each generation: p target, q draft."""
     for start in range(0, len(seeds), SCORED_AT_ONCE):
         results = [
             decoder.generate(
@@ -168,7 +171,9 @@ def _scored(decoder, context, temperature, seeds) -> Iterator[tuple]:
             size = min(q.shape[-1], p.shape[-1])
             q = pad(q[..., :size], (0, p.shape[-1] - size)).to(p.device)
         elif results[0].drafter == IntersectionDraft.__name__:
-            rows = [_intersection_rows(decoder, context, ids, temperature) for ids in emitted.tolist()]
+            rows = [
+                _intersection_rows(decoder, context, ids, temperature) for ids in emitted.tolist()
+            ]
             q = torch.stack(rows).to(p.device)
         else:
             q = [None] * len(results)  # a draft that proposes text has no probabilities of words
@@ -218,7 +223,7 @@ def _intersection_rows(decoder, context, emitted: list[int], temperature) -> tor
 def _transform(
     p: torch.Tensor, key: torch.Tensor, tokens: torch.Tensor, shares: torch.Tensor
 ) -> torch.Tensor:
-    """Uniforms `[n]` of emitted tokens `[n]`: words of a larger `key` first, equal ones together."""
+    """Uniforms `[n]` of emitted tokens `[n]`: words of larger `key` first, equal ones together."""
     own = key.gather(-1, tokens.unsqueeze(-1))
     before = (p * (key > own)).sum(-1)
     return before + shares * (p * (key == own)).sum(-1)

@@ -7,7 +7,6 @@ As a command it builds the benchmark's own set:
 
 import argparse
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args(argv)
 
-    log = get_logger("prompts", stream=sys.stdout)
+    log = get_logger("prompts", to_stdout=True)
     log.info(f"loading tokenizer: {args.tokenizer}")
     limits = [Limit(args.tokenizer, load_tokenizer(args.tokenizer))]
     log.info(f"building full dataset ({args.prompts_per_domain} prompts per domain) …")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from specdec.decoding.generation import Generation
+from specdec.decoding.generation import Generation, check_context
 from specdec.models.text_bridge import TextBridge
 from specdec.models.vocabulary import VocabularyMatch
 from specdec.models.wrapper import ModelWrapper, Session
@@ -83,11 +83,22 @@ class _BridgedDraft:
             self._bridge.extend(run.prompt.tolist())
         else:
             self._bridge.start(prompt.tolist(), run.prompt_length)
-        if len(self._bridge.draft_ids) > 1:
+        length = len(self._bridge.draft_ids)
+        check_context(self._wrapper, length, "the prompt in the draft's tokens")
+        if length > 1:
             self._feed(self._bridge.draft_ids[:-1])
 
     def roll_back(self, run: Generation, length: int) -> None:
         """Nothing yet: the next proposal keeps whatever prefix its text has in common."""
+
+    def _has_room(self, k: int) -> bool:
+        """Whether the draft's context holds `k` more tokens: the text may be longer in its own."""
+        context = self._wrapper.context_length
+        return context is None or len(self._bridge.draft_ids) + k <= context
+
+    def _nothing(self, run: Generation, k: int) -> Proposal:
+        """A proposal of padding: the target goes on alone."""
+        return Proposal(run.sequence[run.length : run.length + k].zero_(), None, 0)
 
     def _feed(self, ids: list[int]) -> torch.Tensor:
         """Read tokens; the logits `[V]` after the last."""
@@ -130,7 +141,10 @@ class IntersectionDraft(_BridgedDraft):
         self._draft_id = draft_id.to(wrapper.device)  # [V_target], for targets of the intersection
 
     def propose(self, run: Generation, k: int) -> Proposal:
-        logits = self._feed(self._unread(run))
+        unread = self._unread(run)
+        if not self._has_room(k):
+            return self._nothing(run, k)
+        logits = self._feed(unread)
         rows = []
         for i in range(k):
             token, q = run.sampler.propose(self._in_target_ids(logits), run.position + i)
@@ -159,8 +173,11 @@ class ExactMatchDraft(_BridgedDraft):
     """
 
     def propose(self, run: Generation, k: int) -> Proposal:
+        unread = self._unread(run)
+        if not self._has_room(k):
+            return self._nothing(run, k)
         size = self._vocabularies.draft_size
-        logits = self._feed(self._unread(run))
+        logits = self._feed(unread)
         drafted = []
         for i in range(k):
             drafted.append(logits[:size].argmax(-1).view(1))

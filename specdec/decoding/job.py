@@ -73,6 +73,9 @@ class Job:
             target_revision=self.pair.target.revision,
             tokenizer=self.pair.target_model_id,
             vocabulary=self.pair.vocabulary,
+            draft_chat=self.pair.draft.chat,
+            target_chat=self.pair.target.chat,
+            draft_prompt=self.pair.draft_prompt,
             device_type=device_type,
         )
 

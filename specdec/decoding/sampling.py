@@ -98,6 +98,7 @@ class Rejection:
 
     def verify(self, logits, tokens, q, position, valid):
         p = self._warp(logits)
+        q = torch.zeros_like(p[:-1]) if q is None else q  # where nothing was proposed
         block = self._uniforms[position : position + len(p)]  # [K+1, PURPOSES]
         accept = 1 - block[:-1, ACCEPT]  # in (0, 1]
         return reject(p, q, tokens, accept, block[:, RESIDUAL], valid)

@@ -7,7 +7,6 @@ generates a few tokens with it.
 import argparse
 import importlib.util
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -224,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.n_tokens < 1:
         raise SpecdecError(f"--n-tokens {arguments.n_tokens} is below 1")
 
-    get_logger("loader", stream=sys.stdout)
+    get_logger("loader", to_stdout=True)
     model, tokenizer = load_model(arguments.model, arguments.dtype, arguments.device)
     wrapper = ModelWrapper(model, tokenizer, model.device)
     print(f"  model      : {arguments.model}")

@@ -9,7 +9,6 @@ its own way (GGUF) with a sampler of its own, so not even its baseline would be 
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -84,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.max_tokens < 1:
         raise SpecdecError(f"--max-tokens {arguments.max_tokens} is below 1")
 
-    log = get_logger("ollama", stream=sys.stdout)
+    log = get_logger("ollama", to_stdout=True)
     log.info("checking server at %s …", server_address())
     models = list_models()
     log.info("✓ server is running.")

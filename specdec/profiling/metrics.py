@@ -155,6 +155,9 @@ class BenchmarkConfig:
     engine: str = "auto"
     vocabulary: str = "auto"
     coupled: bool = False
+    draft_chat: str = "auto"  # whether each side's chat template is applied, where it has one
+    target_chat: str = "auto"
+    draft_prompt: str = "target"  # what the draft reads: the target's prompt, or its own form
     device_type: str | None = None
     synthetic_acceptance: float | None = None  # forced acceptance rate; None: really measured
 

@@ -1,0 +1,1 @@
+"""Making the embedded models: corpus, tokenizers, target, drafts, evaluation."""
