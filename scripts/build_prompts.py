@@ -6,7 +6,6 @@ and for the draft of every pair, it leaves room for the new tokens and the draft
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
 
-    log = get_logger("prompts", stream=sys.stdout)
+    log = get_logger("prompts", to_stdout=True)
     settings = read_settings(args.settings)
     parsed = [parse_source(domain, spec) for domain, spec in settings["sources"].items()]
     pairs = [get_pair(name, args.registry) for name in args.pairs]
