@@ -95,8 +95,9 @@ def draft_distributions(pair, prompt, length):
             run = Generation(
                 target, [*prompt, *prefix], 2, Warp(1.0), 0, None, None, draft_tokens=1
             )
-            decoder._drafter.start(run, None)
-            result[prefix] = decoder._drafter.propose(run, 1).q[0]
+            drafter = decoder.drafter(temperature=1.0)
+            drafter.start(run, None)
+            result[prefix] = drafter.propose(run, 1).q[0]
     return result
 
 
@@ -293,21 +294,24 @@ def test_the_exact_match_method_gives_the_baselines_own_sample(pair):
 def test_the_method_and_the_vocabularies_are_said_in_the_result(pair):
     decoder = SpeculativeDecoder(*pair, 2)
     result = decoder.generate([5, 6, 7], 4)
-    assert result.drafter == "IntersectionDraft"
+    assert result.drafter == "ExactMatchDraft"  # what `auto` takes at temperature 0
+    assert decoder.generate([5, 6, 7], 4, temperature=0.8).drafter == "IntersectionDraft"
     assert result.vocabulary_match.startswith("different vocabularies: ")
 
 
 def test_equal_sizes_with_different_tokens_are_different():
     draft = ModelWrapper(make_model(vocab_size=3), toy(["a", "b", "c"]), "cpu")
     target = ModelWrapper(make_model(vocab_size=3), toy(["b", "a", "c"]), "cpu")
-    assert SpeculativeDecoder(draft, target, 2).generate([0], 4).drafter == "IntersectionDraft"
+    assert SpeculativeDecoder(draft, target, 2).generate([0], 4).drafter == "ExactMatchDraft"
 
 
 def test_vocabularies_without_a_common_token_are_refused_by_the_intersection_method():
     draft = ModelWrapper(make_model(vocab_size=2), toy(["a", "b"]), "cpu")
     target = ModelWrapper(make_model(vocab_size=2), toy(["c", "d"]), "cpu")
     with pytest.raises(SpecdecError, match="no token in common"):
-        SpeculativeDecoder(draft, target, 2)
+        SpeculativeDecoder(draft, target, 2, vocabulary="intersection")
+    decoder = SpeculativeDecoder(draft, target, 2)
+    assert decoder.generate([0], 6, temperature=1.0, eos_token_id=None).num_tokens == 6
 
 
 def test_an_unknown_method_is_refused(pair):

@@ -92,9 +92,9 @@ class _BridgedDraft:
         """Nothing yet: the next proposal keeps whatever prefix its text has in common."""
 
     def _has_room(self, k: int) -> bool:
-        """Whether the draft's context holds `k` more tokens: the text may be longer in its own."""
-        context = self._wrapper.context_length
-        return context is None or len(self._bridge.draft_ids) + k <= context
+        """Whether the draft can go on: it can spell some of the text, and has room for `k` more."""
+        length, context = len(self._bridge.draft_ids), self._wrapper.context_length
+        return length > 0 and (context is None or length + k <= context)
 
     def _nothing(self, run: Generation, k: int) -> Proposal:
         """A proposal of padding: the target goes on alone."""
@@ -112,9 +112,8 @@ class _BridgedDraft:
         """
         kept = self._bridge.extend(run.ids[self._bridge.target_length - run.prompt_length :])
         ids = self._bridge.draft_ids
-        kept = min(
-            kept, len(self._read), len(ids) - 1
-        )  # the last token is read again for its logits
+        # The last token is read again, for its logits.
+        kept = max(0, min(kept, len(self._read), len(ids) - 1))
         while kept < min(len(self._read), len(ids) - 1) and self._read[kept] == ids[kept]:
             kept += 1
         del self._read[kept:]

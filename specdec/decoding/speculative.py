@@ -12,9 +12,9 @@ from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.metrics import GenerationResult
 from specdec.utils.errors import SpecdecError
 
-# How a draft of another vocabulary proposes; "auto" takes AUTO_METHOD.
+# How a draft of another vocabulary proposes; "auto" takes what measured better
+# (docs/decoding_methods.md): exact match at temperature 0, else the intersection.
 VOCABULARY_METHODS = ("auto", "intersection", "exact_match")
-AUTO_METHOD = "intersection"
 
 
 class SpeculativeDecoder(Decoder):
@@ -49,9 +49,11 @@ class SpeculativeDecoder(Decoder):
                 f"vocabulary {vocabulary!r} is not one of {', '.join(VOCABULARY_METHODS)}"
             )
         self.draft, self.target, self.num_draft_tokens = draft, target, num_draft_tokens
-        self.coupled = coupled
+        self.vocabulary, self.coupled = vocabulary, coupled
         self.vocabularies = _compare(draft, target)
-        self._drafter = self._make_drafter(vocabulary)
+        self._drafters: dict[str, DraftModel | IntersectionDraft | ExactMatchDraft] = {}
+        if vocabulary == "intersection":
+            self.drafter(temperature=1.0)  # says at once where there is no intersection
 
     def generate(
         self,
@@ -74,6 +76,7 @@ class SpeculativeDecoder(Decoder):
         and what was emitted past it is cut, so that a budget changes nothing before it.
         """
         k = self.num_draft_tokens
+        drafter = self.drafter(temperature)
         run = Generation(
             self.target,
             prompt_ids,
@@ -83,7 +86,7 @@ class SpeculativeDecoder(Decoder):
             eos_token_id,
             on_tokens,
             draft_tokens=k,
-            method=self._method,
+            method=self._sampling_method(drafter),
         )
         draft_prompt = draft_prompt_ids
         if draft_prompt is not None:
@@ -94,7 +97,7 @@ class SpeculativeDecoder(Decoder):
             shown = run.prompt_length if draft_prompt is None else len(draft_prompt)
             check_context(self.draft, shown + reach, "the draft's prompt + max_new_tokens + K")
 
-        target, drafter = Session(self.target), self._drafter
+        target = Session(self.target)
         with run.memory.phase("prefill"), run.timers.phase("prefill"):
             logits = target.extend(run.prompt, keep=1)[0]  # [V]
             token = run.sampler.draw(logits, run.position)
@@ -126,18 +129,30 @@ class SpeculativeDecoder(Decoder):
             **_speculation(run, accepted, proposed),
         )
 
-    @property
-    def _method(self) -> str:
-        if self.coupled:
-            return "coupled"
-        return "matching" if isinstance(self._drafter, ExactMatchDraft) else "rejection"
+    def drafter(self, temperature: float) -> DraftModel | IntersectionDraft | ExactMatchDraft:
+        """What proposes at this temperature.
 
-    def _make_drafter(self, vocabulary: str) -> DraftModel | IntersectionDraft | ExactMatchDraft:
+        Raises:
+            SpecdecError: where the intersection is asked for and there is none.
+        """
+        method = self._vocabulary_method(temperature)
+        if method not in self._drafters:
+            self._drafters[method] = self._make_drafter(method)
+        return self._drafters[method]
+
+    def _vocabulary_method(self, temperature: float) -> str:
         if self.vocabularies is None or self.vocabularies.is_shared:
+            return "shared"
+        if self.vocabulary != "auto":
+            return self.vocabulary
+        if temperature == 0 or self.vocabularies.overlap == 0:
+            return "exact_match"
+        return "intersection"
+
+    def _make_drafter(self, method: str) -> DraftModel | IntersectionDraft | ExactMatchDraft:
+        if method == "shared":
             return DraftModel(self.draft, self.target.vocab_size)
-        if vocabulary == "auto":
-            vocabulary = AUTO_METHOD
-        if vocabulary == "exact_match":
+        if method == "exact_match":
             return ExactMatchDraft(self.draft, self.vocabularies)
         if self.vocabularies.overlap == 0:
             raise SpecdecError(
@@ -145,6 +160,11 @@ class SpeculativeDecoder(Decoder):
                 "intersection method has nothing to propose; use vocabulary='exact_match'"
             )
         return IntersectionDraft(self.draft, self.vocabularies)
+
+    def _sampling_method(self, drafter) -> str:
+        if self.coupled:
+            return "coupled"
+        return "matching" if isinstance(drafter, ExactMatchDraft) else "rejection"
 
 
 def _compare(draft: ModelWrapper, target: ModelWrapper) -> VocabularyMatch | None:
