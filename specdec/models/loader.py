@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -186,7 +187,7 @@ def explained(model_id: str) -> Iterator[None]:
     """Turn what `from_pretrained` raises about a model into one line that names the model."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         message = one_line(error)
