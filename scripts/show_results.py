@@ -26,6 +26,8 @@ def show_cells(cells: pd.DataFrame) -> str:
             "n": cells["n"],
             "S": list(map(interval, cells["S"], cells["S_low"], cells["S_high"])),
             "α": list(map(interval, cells["alpha"], cells["alpha_low"], cells["alpha_high"])),
+            # What a draft of another vocabulary could reach: the target's mass on common tokens.
+            "α ≤": cells["alpha_ceiling"].map(lambda ceiling: f"{ceiling:.2f}").replace("nan", "1"),
             **{name: cells[name].map("{:.2f}".format) for name in ("tau", "c", "v", "h")},
             "tokens/s": cells["tokens_per_s"].map("{:.1f}".format),
             "baseline": cells["baseline_tokens_per_s"].map("{:.1f}".format),
