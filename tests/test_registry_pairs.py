@@ -173,8 +173,8 @@ def make_job(pair, K: int, paired: bool) -> Job:
 SAME, PADDED, DIFFERENT = "same vocabulary", "padded vocabulary", "different vocabularies"
 OUTCOMES = {
     "gpt2_dev": (SAME, "DraftModel"),
-    "tinyllama_llama3": (DIFFERENT, "IntersectionDraft"),
-    "phi3_llama3": (DIFFERENT, "IntersectionDraft"),
+    "tinyllama_llama3": (DIFFERENT, "ExactMatchDraft"),  # what auto takes at temperature 0
+    "phi3_llama3": (DIFFERENT, "ExactMatchDraft"),
     "llama3_self": (SAME, "DraftModel"),
     "llama32_llama3": (SAME, "DraftModel"),
     "qwen25": (PADDED, "DraftModel"),
