@@ -1,18 +1,23 @@
 rule certificates:
     """Examine every pair of the study: is what it emits what its target emits?"""
     input:
-        [f"results/certificates/{pair}.json" for pair in PAIRS],
+        [
+            f"results/certificates/{name}_{engine}.json"
+            for name, pair in PAIRS.items()
+            for engine in pair.engines
+            if pair.synthetic_acceptance is None  # else nothing real is emitted
+        ],
 
 
 rule certify:
-    """Examine a pair on the study's prompts; a defect fails the job, and its log holds the page."""
+    """Examine a pair on the study's prompts; a defect fails the job, whose log holds the page."""
     input:
         prompts=prompts_of,
     output:
-        certificate="results/certificates/{pair}.json",
-        page="results/certificates/{pair}.md",
+        certificate="results/certificates/{pair}_{engine}.json",
+        page="results/certificates/{pair}_{engine}.md",
     log:
-        "results/logs/certify/{pair}.log",
+        "results/logs/certify/{pair}_{engine}.log",
     resources:
         gpu=1,
     params:
@@ -22,4 +27,4 @@ rule certify:
         code=code_digest("specdec.commands.certify"),
     shell:
         'exec python -m specdec certify --pair {wildcards.pair} --registry "$REGISTRY"'
-        " --prompts {input.prompts:q} --device {params.device} > {log:q} 2>&1"
+        " --prompts {input.prompts:q} --device {params.device} --engine {wildcards.engine} > {log:q} 2>&1"

@@ -15,12 +15,16 @@ ROOM_FOR_DRAFTS = 16
 # Of a model's files both ends count in its digest, so much each: small ones whole.
 DIGESTED_BYTES = 64 * 2**20
 
+#: A decode job's place under results/runs, and under its progress and its logs.
+CELL = "{pair}/{domain}/T{temperature}_K{k}_{engine}"
+
 RUNS = [
-    f"results/runs/{pair}/{domain}/T{temperature:.12g}_K{k:.0f}.jsonl"
-    for pair, (_, domains, draft_tokens) in PAIRS.items()
-    for domain in domains
+    f"results/runs/{name}/{domain}/T{temperature:.12g}_K{k:.0f}_{engine}.jsonl"
+    for name, pair in PAIRS.items()
+    for domain in pair.domains
     for temperature in config["temperatures"]
-    for k in [0, *draft_tokens]  # 0 is the baseline
+    for k in [0, *pair.draft_tokens]  # 0 is the baseline
+    for engine in pair.engines
 ]
 TABLES = [
     f"results/tables/{name}"
@@ -44,34 +48,39 @@ wildcard_constraints:
     domain=r"[\w.-]+",
     temperature=r"[\de.+-]+",
     k=r"\d+",
+    engine="eager|compiled|auto",
     tokenizer=r"[\w.@-]+",
 
 
 def tokenizer_of(entry):
-    """The name of a pair's prompt file: its target, whose tokenizer counts."""
+    """The name of a pair's prompt file: its target, whose tokenizer counts, if it has one."""
+    if entry.target.has_random_weights:
+        return "bytes"
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", entry.target.model)
     return f"{name}@{entry.target.revision}" if entry.target.revision else name
 
 
 def pairs_of(wildcards):
     """The study's pairs that share a prompt file."""
-    return [name for name, pair in PAIRS.items() if tokenizer_of(pair[0]) == wildcards.tokenizer]
+    return [name for name, pair in PAIRS.items() if tokenizer_of(pair.entry) == wildcards.tokenizer]
 
 
 def sides_of(wildcards):
     """What a prompt's length and the room for it depend on, as text."""
-    entries = [PAIRS[name][0] for name in pairs_of(wildcards)]
+    entries = [PAIRS[name].entry for name in pairs_of(wildcards)]
     sides = [side for entry in entries for side in (entry.target, entry.draft)]
-    return json.dumps([[side.model, side.revision, side.chat] for side in sides])
+    return json.dumps([[side.label, side.revision, side.chat] for side in sides])
 
 
 def prompt_settings(wildcards):
     """The part of the study that decides on the prompts, as JSON."""
     pairs = [PAIRS[name] for name in pairs_of(wildcards)]
-    domains = {domain: None for _, domains, _ in pairs for domain in domains}
+    domains = {domain: None for pair in pairs for domain in pair.domains}
     settings = {name: config[name] for name in ("prompts_per_domain", "max_new_tokens", "seed")}
     settings["sources"] = {domain: config["sources"][domain] for domain in domains}
-    settings["room_for_drafts"] = max(ROOM_FOR_DRAFTS, *(k for pair in pairs for k in pair[2]))
+    settings["room_for_drafts"] = max(
+        ROOM_FOR_DRAFTS, *(k for pair in pairs for k in pair.draft_tokens)
+    )
     return json.dumps(settings)
 
 
@@ -86,35 +95,39 @@ def source_files(wildcards):
 
 
 def prompts_of(wildcards):
-    return f"results/prompts/{tokenizer_of(PAIRS[wildcards.pair][0])}.json"
+    return f"results/prompts/{tokenizer_of(PAIRS[wildcards.pair].entry)}.json"
 
 
 def decode_settings(wildcards):
     """The part of the study that decides on a cell, as JSON."""
     names = ("max_new_tokens", "seed", "paired", "device", "threads")
-    return json.dumps({name: config[name] for name in names})
+    settings = {name: config[name] for name in names}
+    settings["synthetic_acceptance"] = PAIRS[wildcards.pair].synthetic_acceptance
+    return json.dumps(settings)
 
 
 def pair_entry(wildcards):
     """What the registry says of a pair, but for what only speaks to people, as text."""
-    entry = asdict(PAIRS[wildcards.pair][0]) | {"notes": "", "memory_gb": None}
+    entry = asdict(PAIRS[wildcards.pair].entry) | {"notes": "", "memory_gb": None}
     for side in ("draft", "target"):
         entry[side]["notes"] = ""
     return json.dumps(entry)
 
 
 def pair_weights(wildcards):
-    """Digests of a pair's models, where they are local."""
-    entry = PAIRS[wildcards.pair][0]
-    return [model_digest(resolve_model(side.model)) for side in (entry.draft, entry.target)]
+    """Digests of a pair's models, where they are local and not of random weights."""
+    entry = PAIRS[wildcards.pair].entry
+    return [
+        side.label if side.has_random_weights else model_digest(resolve_model(side.model))
+        for side in (entry.draft, entry.target)
+    ]
 
 
 def progress_of(wildcards):
     """The side file that keeps a job's finished generations; another job's are never in it."""
     deciding = [decode_settings(wildcards), pair_entry(wildcards), *pair_weights(wildcards)]
     digest = hashlib.sha256("".join(deciding).encode()).hexdigest()[:8]
-    cell = f"{wildcards.pair}/{wildcards.domain}/T{wildcards.temperature}_K{wildcards.k}"
-    return f"results/progress/{cell}.{digest}.jsonl"
+    return f"results/progress/{CELL.format(**wildcards)}.{digest}.jsonl"
 
 
 @cache

@@ -4,6 +4,7 @@ import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -19,7 +20,7 @@ os.environ.update(
 
 from specdec.data.sources import BUILTIN_TEMPLATES, parse_source
 from specdec.models.hub import resolve_model
-from specdec.models.registry import get_pair
+from specdec.models.registry import ModelPair, get_pair, needs_synthetic_acceptance
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
 
@@ -66,8 +67,18 @@ def check_sources(domains):
             stop("sources", f"sources.{domain}: built-in prompts are for {known}")
 
 
+class StudyPair(NamedTuple):
+    """A pair as this study runs it."""
+
+    entry: ModelPair
+    domains: list[str]
+    draft_tokens: list[int]
+    engines: list[str]
+    synthetic_acceptance: float | None
+
+
 def read_pairs():
-    """The study's pairs: name → (registry entry, domains, draft tokens)."""
+    """The study's pairs by name; what a pair doesn't say itself, the study says."""
     pairs = {}
     for item in config["pairs"]:
         item = {"name": item} if isinstance(item, str) else item
@@ -77,22 +88,38 @@ def read_pairs():
             sys.exit(f"error: {error}")
         if item["name"] in pairs:
             stop("pairs", f"pairs: '{entry.name}' is there twice")
-        pairs[entry.name] = (
-            entry,
-            item.get("domains", config["domains"]),
-            item.get("draft_tokens", config["draft_tokens"]),
-        )
+        own = config | item
+        engines = own["engine"] if isinstance(own["engine"], list) else [own["engine"]]
+        forced = own.get("synthetic_acceptance")
+        pairs[entry.name] = StudyPair(entry, own["domains"], own["draft_tokens"], engines, forced)
     return pairs
+
+
+def check_acceptance():
+    """See that acceptance is forced where weights are random, and only in greedy decoding."""
+    for name, pair in PAIRS.items():
+        if pair.synthetic_acceptance is None and needs_synthetic_acceptance(pair.entry):
+            stop(
+                "pairs",
+                f"pairs: '{name}' has random weights, whose acceptance says nothing: "
+                "give synthetic_acceptance, e.g. 0.8",
+            )
+        if pair.synthetic_acceptance is not None and any(config["temperatures"]):
+            stop(
+                "temperatures",
+                f"temperatures: '{name}' has synthetic_acceptance, which is for temperature 0 only",
+            )
 
 
 def check_models():
     """See that each model is a folder that is there, or may be a name on the hub."""
-    for entry, _, _ in PAIRS.values():
-        for side in (entry.draft, entry.target):
+    for name, pair in PAIRS.items():
+        for side in (pair.entry.draft, pair.entry.target):
             try:
-                resolve_model(side.model)
+                if not side.has_random_weights:
+                    resolve_model(side.model)
             except SpecdecError as error:
-                sys.exit(f"error: {REGISTRY}: {entry.name}: {error}")
+                sys.exit(f"error: {REGISTRY}: {name}: {error}")
 
 
 check_schema()
@@ -101,5 +128,6 @@ if REGISTRY == "config/pairs.yaml" and not os.path.exists(REGISTRY):
     REGISTRY = str(PROJECT_ROOT / REGISTRY)
 os.environ.update(REGISTRY=REGISTRY)
 PAIRS = read_pairs()
-check_sources({domain for _, domains, _ in PAIRS.values() for domain in domains})
+check_sources({domain for pair in PAIRS.values() for domain in pair.domains})
+check_acceptance()
 check_models()

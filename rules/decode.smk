@@ -1,11 +1,11 @@
 rule decode:
-    """Decode a domain's prompts with a pair of models, at one K and one temperature, timed."""
+    """Decode a domain's prompts with a pair, at one K and temperature, by one engine, timed."""
     input:
         prompts=prompts_of,
     output:
-        records="results/runs/{pair}/{domain}/T{temperature}_K{k}.jsonl",
+        records=f"results/runs/{CELL}.jsonl",
     log:
-        "results/logs/decode/{pair}/{domain}/T{temperature}_K{k}.log",
+        f"results/logs/decode/{CELL}.log",
     threads: workflow.cores  # a timed job shares the machine with nothing
     resources:
         gpu=1,
@@ -20,5 +20,6 @@ rule decode:
         'exec python "$SCRIPTS/decode.py" --stop-with-parent'
         ' --pair {wildcards.pair} --registry "$REGISTRY" --prompts {input.prompts:q}'
         " --domain {wildcards.domain} --k {wildcards.k} --temperature {wildcards.temperature}"
+        " --engine {wildcards.engine}"
         " --settings {params.settings:q} --progress {params.progress:q}"
         " --out {output.records:q} > {log:q} 2>&1"

@@ -26,11 +26,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--domain", required=True)
     parser.add_argument("--k", required=True, type=int, help="draft tokens; 0 is the baseline")
     parser.add_argument("--temperature", required=True, type=float)
+    parser.add_argument("--engine", required=True, help="eager, compiled or auto")
     parser.add_argument(
         "--settings",
         required=True,
         type=json.loads,
-        help="JSON: max_new_tokens, seed, paired, device, threads",
+        help="JSON: max_new_tokens, synthetic_acceptance, seed, paired, device, threads",
     )
     parser.add_argument("--progress", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
@@ -67,6 +68,8 @@ def main() -> None:
         domain=arguments.domain,
         K=arguments.k,
         temperature=arguments.temperature,
+        engine=arguments.engine,
+        synthetic_acceptance=settings["synthetic_acceptance"],
         max_new_tokens=settings["max_new_tokens"],
         seed=settings["seed"],
         paired=settings["paired"],

@@ -23,8 +23,10 @@ def show_cells(cells: pd.DataFrame) -> str:
             "domain": cells["domain"],
             "T": cells["temperature"].map("{:g}".format),
             "K": cells["K"],
+            "engine": cells["engine"],
             "n": cells["n"],
             "S": list(map(interval, cells["S"], cells["S_low"], cells["S_high"])),
+            "acceptance": cells["acceptance"],
             "α": list(map(interval, cells["alpha"], cells["alpha_low"], cells["alpha_high"])),
             # What a draft of another vocabulary could reach: the target's mass on common tokens.
             "α ≤": cells["alpha_ceiling"].map(lambda ceiling: f"{ceiling:.2f}").replace("nan", "1"),
@@ -33,6 +35,8 @@ def show_cells(cells: pd.DataFrame) -> str:
             "baseline": cells["baseline_tokens_per_s"].map("{:.1f}".format),
         }
     )
+    if (cells["acceptance"] == "measured").all():
+        shown = shown.drop(columns="acceptance")
     return shown.rename(columns={"tau": "τ"}).to_string(index=False)
 
 

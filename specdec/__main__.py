@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from specdec.commands import certify, generate
+from specdec.commands import bench, certify, generate, plan
 from specdec.utils.errors import cli
 
-COMMANDS = {"certify": certify, "generate": generate}
+COMMANDS = {"bench": bench, "certify": certify, "generate": generate, "plan": plan}
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ class Truth:
     target_dtype: str = "float32"
     device: str = ENVIRONMENT["device"]
     synthetic_acceptance: float | None = None
+    engine: str = "eager"
+    engine_requested: str = "auto"
 
 
 def baseline_result(truth: Truth, tokens: int, speed: float, rng) -> GenerationResult:
@@ -84,7 +86,7 @@ def result_of(truth, ids, bursts, draft_ms, verify_ms, overhead) -> GenerationRe
             "sample": float(other_ms.sum()) / 2,
         },
         finish_reason="length",
-        engine="eager",
+        engine=truth.engine,
     )
 
 
@@ -119,7 +121,8 @@ def simulate_job(
                 prompt_source=truth.prompt_source,
                 draft_dtype=truth.draft_dtype,
                 target_dtype=truth.target_dtype,
-                synthetic_acceptance=truth.synthetic_acceptance,
+                synthetic_acceptance=truth.synthetic_acceptance if arm else None,
+                engine=truth.engine_requested,
             )
             result = (
                 speculative_result(truth, tokens, arm, alpha, speed, rng)
@@ -139,7 +142,7 @@ def simulate_job(
                     environment={**ENVIRONMENT, "device": truth.device},
                 )
             )
-    path = folder / truth.pair / domain / f"T{temperature}_K{K}.jsonl"
+    path = folder / truth.pair / domain / f"T{temperature}_K{K}_{truth.engine_requested}.jsonl"
     append_records(path, records)
     return path
 

@@ -22,6 +22,7 @@ sources: {code: {path: prompts.jsonl, field: question.text}}
 prompts_per_domain: 4
 max_new_tokens: 48
 draft_tokens: [1, 2]
+engine: eager
 """
 DECODED = {"decode": 3, "make_tables": 1}
 DRAWN = {

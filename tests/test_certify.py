@@ -125,7 +125,7 @@ def pair():
 
 
 def test_greedy_output_of_a_right_engine_passes(pair, tiny_pair):
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:2])
+    part = check_greedy(pair, *tiny_pair, PROMPTS[:2], "eager")
     assert part["verdict"] == "pass"
     assert part["prompts"] == part["agreeing"] == 2 and not part["divergences"]
     assert set(part["agreeing_by_draft_tokens"]) == {"1", "2", "4", "8"}
@@ -141,7 +141,7 @@ def test_greedy_output_that_keeps_what_the_draft_says_is_a_defect(pair, tiny_pai
     monkeypatch.setattr(
         Greedy, "verify", lambda *arguments: tuple(map(torch.as_tensor, verify(*arguments)))
     )
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:1])
+    part = check_greedy(pair, *tiny_pair, PROMPTS[:1], "eager")
     assert part["verdict"] == "defect"
     assert part["agreeing_by_draft_tokens"] == {"1": 1, "2": 0, "4": 1, "8": 1}
     for parting in part["divergences"]:
@@ -159,7 +159,7 @@ def test_greedy_output_that_ends_early_is_a_defect(pair, tiny_pair, monkeypatch)
         return result
 
     monkeypatch.setattr(SpeculativeDecoder, "generate", generate)
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:1])
+    part = check_greedy(pair, *tiny_pair, PROMPTS[:1], "eager")
     assert part["verdict"] == "defect" and part["agreeing"] == 0
     assert {(d["position"], d["tokens"][1], d["gap"]) for d in part["divergences"]} == {
         (5, None, None)
@@ -182,7 +182,7 @@ def test_equal_logits_are_a_near_tie_whichever_token_is_taken(pair, tiny_tokeniz
         return count, logits.shape[-1] - 1 - token
 
     monkeypatch.setattr(Greedy, "verify", flipped)
-    part = check_greedy(pair, draft, target, PROMPTS[:1])
+    part = check_greedy(pair, draft, target, PROMPTS[:1], "eager")
     assert part["agreeing"] == 0 and part["verdict"] == "pass"
     assert all(d["verdict"] == NEAR_TIE and d["gap"] == 0 for d in part["divergences"])
 
@@ -221,40 +221,42 @@ def folder(tmp_path, tiny_pair, tiny_tokenizer, monkeypatch):
 
 
 def certify(monkeypatch, *arguments):
-    argv = ["specdec", "certify", "--registry", "own.yaml", "--pair", "tiny", *arguments]
+    engine = [] if "--engine" in arguments else ["--engine", "eager"]
+    argv = ["specdec", "certify", "--registry", "own.yaml", "--pair", "tiny", *engine, *arguments]
     monkeypatch.setattr(sys, "argv", argv)
     command.main()
 
 
 def test_the_command_writes_a_certificate_and_a_page(folder, monkeypatch, capsys):
     certify(monkeypatch, "--prompts", "mine.jsonl")
-    written = json.loads((folder / "results/certificates/tiny.json").read_text())
+    written = json.loads((folder / "results/certificates/tiny_eager.json").read_text())
     assert set(written) == {"pair", "verdict", "greedy", "sampling", "rule", "provenance"}
     assert {written[part]["verdict"] for part in ("greedy", "sampling", "rule")} == {"pass"}
     provenance = written["provenance"]
     assert provenance["pair_entry"]["draft"]["model"] == "draft"
     assert provenance["drafter"] == "DraftModel" and "same" in provenance["vocabulary_match"]
-    assert provenance["engine"] and provenance["environment"]["torch"]
+    assert provenance["engine_requested"] == "eager" and provenance["environment"]["torch"]
     assert len(provenance["code_digest"]) == 16 and provenance["prompts"]["source"] == "mine.jsonl"
-    page = (folder / "results/certificates/tiny.md").read_text()
-    assert page.startswith("# Certificate of tiny: pass\n")
-    assert page in capsys.readouterr().out
+    shown = (folder / "results/certificates/tiny_eager.md").read_text()
+    assert shown.startswith("# Certificate of tiny: pass\n")
+    assert f"Engine: {provenance['engine']} (asked for: eager)" in shown
+    assert shown in capsys.readouterr().out
     for line in (
         "## Greedy output: pass",
         "1 of 1 prompts",
         "## Sampled output: pass",
         "rule: pass",
     ):
-        assert line in page
+        assert line in shown
 
 
 def test_the_command_fails_on_a_defect_and_says_where_to_look(folder, monkeypatch):
     monkeypatch.setattr(rejection, "accepted_count", lambda p, q, tokens, u, valid: valid.sum())
-    with pytest.raises(SpecdecError, match=r"tiny: defect \(sampling, rule\).*tiny\.md"):
+    with pytest.raises(SpecdecError, match=r"tiny: defect \(sampling, rule\).*tiny_eager\.md"):
         certify(monkeypatch, "--prompts", "mine.jsonl")
-    written = json.loads((folder / "results/certificates/tiny.json").read_text())
+    written = json.loads((folder / "results/certificates/tiny_eager.json").read_text())
     assert written["verdict"] == "defect"
-    assert "**DEFECT**" in (folder / "results/certificates/tiny.md").read_text()
+    assert "**DEFECT**" in (folder / "results/certificates/tiny_eager.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.noise import gumbel
+from specdec.decoding.noise import gumbel, key_words
 from specdec.decoding.speculative import SpeculativeDecoder
 from tests.distribution import joint_fit
 from tests.test_losslessness import DRAWS, assert_lossless
@@ -61,7 +61,8 @@ def test_coupled_sampling_follows_the_targets_distribution():
 
 
 def test_the_noise_is_gumbel_distributed_and_independent():
-    noise = gumbel(0x1234_5678_9ABC_DEF0_1111_2222_3333_4444, torch.arange(50), 2000)
+    key = key_words(0x1234_5678_9ABC_DEF0_1111_2222_3333_4444, "cpu")
+    noise = gumbel(key, torch.arange(50), 2000)
     assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 1e-3
     neighbours = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1]
     assert abs(neighbours) < 0.01
@@ -71,8 +72,12 @@ def test_the_noise_is_gumbel_distributed_and_independent():
 
 def test_the_noise_of_a_place_depends_on_the_key_and_the_place_alone():
     key = 2**127 + 12345
-    one = gumbel(key, torch.tensor([7]), 100)
-    many = gumbel(key, torch.arange(10), 1000)
+    one = _gumbel_at_7(key)
+    many = gumbel(key_words(key, "cpu"), torch.arange(10), 1000)
     assert torch.equal(one[0], many[7, :100])
-    assert not torch.equal(gumbel(key + 1, torch.tensor([7]), 100), one)
-    assert not torch.equal(gumbel(key + 2**64, torch.tensor([7]), 100), one)
+    assert not torch.equal(_gumbel_at_7(key + 1), one)
+    assert not torch.equal(_gumbel_at_7(key + 2**64), one)
+
+
+def _gumbel_at_7(key: int) -> torch.Tensor:
+    return gumbel(key_words(key, "cpu"), torch.tensor([7]), 100)

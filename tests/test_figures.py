@@ -61,9 +61,24 @@ def odd_study(folder: Path) -> list[Path]:
     return [*paths, edit_records(silent, cut_to_first_token)]
 
 
+def engines_of(truth: Truth) -> list[Truth]:
+    """The same pair by both engines."""
+    slow = replace(truth, engine="eager", engine_requested="eager", c=0.33)
+    return [slow, replace(truth, engine="compiled", engine_requested="compiled", step_ms=4)]
+
+
+def engines_study(folder: Path) -> list[Path]:
+    """Two engines side by side, measured and forced; and one that `auto` took."""
+    forced = replace(TRUTH, pair="llama_shape", synthetic_acceptance=0.8)
+    domains = ["code", "conversation"]
+    paths = simulate_study(folder / "a", engines_of(TRUTH), domains, [2, 4], [0.0], prompts=3)
+    paths += simulate_study(folder / "b", engines_of(forced), ["code"], [2, 4], [0.0], prompts=3)
+    return [*paths, simulate_job(folder, replace(TRUTH, pair="third", engine="compiled"), 4)]
+
+
 STUDIES = [
     pytest.param(study, id=study.__name__, marks=[pytest.mark.slow] if study == gpu_study else [])
-    for study in (smallest_study, default_study, gpu_study, odd_study)
+    for study in (smallest_study, default_study, gpu_study, odd_study, engines_study)
 ]
 
 
@@ -131,7 +146,32 @@ def test_what_differs_within_a_figure_is_all_listed(tables_of, name):
     for fact in (TRUTH.device, "NVIDIA H200", "builtin, somebody/her-own-prompts", "n = 2 to 10"):
         assert fact in words
     assert "UNPAIRED for a_pair_with" in words
-    assert "SYNTHETIC 0.8 ACCEPTANCE" in words
+    assert "SYNTHETIC ACCEPTANCE 0.8" in words
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_two_engines_names_both_and_one_of_one_names_none(tables_of, name):
+    words = words_of(draw(name, tables_of(engines_study)))
+    if name == "time_breakdown":
+        assert "K = 4, compiled" in words and "K = 4, eager" in words
+    else:
+        for heading in ("compiled", "eager"):
+            assert f"micro, greedy, {heading}" in words
+            assert f"llama_shape, greedy, {heading} SYNTHETIC ACCEPTANCE 0.8" in words
+    assert "third, greedy, compiled" in words
+    alone = words_of(draw(name, tables_of(default_study)))
+    assert "Engine: eager." in alone and "eager" not in alone.replace("Engine: eager.", "")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_says_where_the_baseline_took_another_engine(tmp_path, name):
+    def change(record):
+        reason = "a reason" if record["K"] else None
+        record.update(engine="eager" if reason else "compiled", engine_reason=reason)
+
+    path = edit_records(simulate_job(tmp_path / "runs", TRUTH, 4), change)
+    write_tables([path], tmp_path)
+    assert "Engine: eager, its baseline compiled, a reason." in words_of(draw(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -229,6 +269,16 @@ def test_the_line_on_a_bar_is_the_baseline_measured_along_with_it(tmp_path):
     assert time_breakdown.own_baseline_ms(rows, 4) == pytest.approx(10.2)
     alone = rows[(rows.K > 0) | (rows.job_K == 0)]
     assert time_breakdown.own_baseline_ms(alone, 4) == pytest.approx(1.02)
+
+
+def test_the_breakdown_shows_c_of_each_engine(tmp_path):
+    paths = simulate_study(tmp_path / "runs", engines_of(Truth(step_ms=10)), ["code"], [4], [0.0])
+    write_tables(paths, tmp_path)
+    figure = time_breakdown.draw(tmp_path)
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert [text for text in shown if text.startswith("c = ")] == ["c = 0.10", "c = 0.33"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [f"{arm}, {e}" for arm in ("baseline", "K = 4") for e in ("compiled", "eager")]
 
 
 def test_long_names_break_where_they_are_joined():

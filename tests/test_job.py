@@ -39,6 +39,7 @@ def job(tmp_path_factory):
         paired=True,
         device="cpu",
         prompt_source="test",
+        engine="eager",
     )
 
 
@@ -84,6 +85,37 @@ def test_a_record_carries_the_hash_of_its_request_and_where_it_ran(job, run):
         assert record["prompt_tokens"] > 0 and record["code_digest"] and record["engine"]
 
 
+def test_a_record_says_what_engine_was_asked_for_and_which_was_taken(job, run):
+    for record in run(job):
+        assert record["engine_requested"] == record["engine"] == "eager"
+        assert record["engine_reason"] is None
+
+
+def test_forced_acceptance_stands_in_the_speculative_records_alone(job, run):
+    records = run(replace(job, synthetic_acceptance=1.0))
+    assert [r["synthetic_acceptance"] for r in records] == [None, 1.0] * 4
+    assert all(r["acceptance_rate"] == 1 for r in records if r["K"])
+    measured = run(job)
+    assert any(r["acceptance_rate"] < 1 for r in measured if r["K"])
+
+
+def test_random_weights_read_a_text_as_bytes_and_write_none(job, run):
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    side = ModelSide("shape", "float32", weights="random", shape={"model_type": "llama", **sizes})
+    records = run(replace(job, pair=ModelPair("shape", side, side), synthetic_acceptance=0.8))
+    assert [r["prompt_tokens"] for r in records[::2]] == [len(text) for text in TEXTS]
+    assert {r["text"] for r in records} == {""} and len(records) == 8
+    assert "random weights" in records[0]["target_model"]
+
+
+def test_the_log_says_how_long_preparation_took(job, run, caplog):
+    caplog.set_level("INFO")
+    run(job)
+    for k in (0, 3):
+        assert f"K = {k}: engine eager, prepared in 0.0 s" in caplog.text
+
+
 class Killed(BaseException):
     pass
 
@@ -117,10 +149,29 @@ def test_a_finished_job_that_is_asked_for_again_loads_no_draft(job, run, monkeyp
     assert run(job) == first
 
 
-@pytest.mark.parametrize("change", [dict(max_new_tokens=8), dict(seed=2), dict(temperature=0.5)])
+CHANGES = [dict(max_new_tokens=8), dict(seed=2), dict(temperature=0.5)]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_another_request_is_not_answered_by_old_records(job, run, change):
     before = {r["config_hash"] for r in run(job)}
     assert before.isdisjoint(r["config_hash"] for r in run(replace(job, **change)))
+
+
+@pytest.mark.parametrize("change", [dict(engine="auto"), dict(synthetic_acceptance=0.8)])
+def test_another_engine_or_acceptance_is_another_request(job, change):
+    one, other = (x.request(PROMPTS[0], 3, "cpu") for x in (job, replace(job, **change)))
+    assert one.config_hash() != other.config_hash()
+
+
+@pytest.mark.slow
+def test_a_compiled_job_compiles_before_it_times_and_emits_the_same(job, run, caplog):
+    caplog.set_level("INFO")
+    eager, compiled = (run(replace(job, engine=engine)) for engine in ("eager", "compiled"))
+    assert all(record["engine"] == "compiled" for record in compiled)
+    assert [r["generated_ids"] for r in compiled] == [r["generated_ids"] for r in eager]
+    assert "K = 3: engine compiled, prepared in" in caplog.text
+    assert max(record["total_time"] for record in compiled) < 1
 
 
 def test_records_of_other_code_are_not_taken(job, run, monkeypatch):

@@ -42,7 +42,7 @@ def no_residual_in_late_positions(monkeypatch):
 
 def soft_scores_for_a_greedy_draft(monkeypatch):
     def propose(self, logits, position):
-        return logits.argmax(-1), self._warp(logits)
+        return logits.argmax(-1), self.warp(logits)
 
     monkeypatch.setattr(Rejection, "propose", propose)
 
@@ -55,7 +55,7 @@ def target_unwarped(monkeypatch):
     right = Rejection.verify
 
     def verify(self, logits, *rest):
-        return right(self, logits * self._warp.temperature, *rest)
+        return right(self, logits * self.warp.temperature, *rest)
 
     monkeypatch.setattr(Rejection, "verify", verify)
 
@@ -117,8 +117,8 @@ def hole_in_the_drafts_cache(monkeypatch):
 
     def roll_back(self, run, length):
         right(self, run, length)
-        if self._session.length == length - 1:
-            self._session.feed(torch.tensor([0]), keep=1)  # anything but the token that was missed
+        if self.session.length == length - 1:
+            self.session.feed(torch.tensor([0]), keep=1)  # anything but the token that was missed
 
     monkeypatch.setattr(drafters.DraftModel, "roll_back", roll_back)
 

@@ -3,7 +3,14 @@
 import pytest
 import yaml
 
-from specdec.models.registry import ModelSide, get_pair, list_pairs, load_registry
+from specdec.models.registry import (
+    ModelSide,
+    get_pair,
+    list_pairs,
+    load_registry,
+    needs_synthetic_acceptance,
+    with_random_weights,
+)
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
 
@@ -47,6 +54,10 @@ SHIPPED = {
     "pythia": ("EleutherAI/pythia-160m", "EleutherAI/pythia-2.8b", "float16", "float16"),
 }
 
+# Pairs of the published shapes with random weights follow, in the same order.
+PUBLISHED = [name for name in SHIPPED if not name.startswith("micro")]
+ALL = [*SHIPPED, *(f"{name}_random" for name in PUBLISHED)]
+
 OWN = """
 mine:
   draft: {model: models/draft, dtype: float32, revision: abc, chat: none, trust_remote_code: true}
@@ -77,7 +88,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 class TestShipped:
     def test_these_pairs_are_shipped(self):
-        assert list_pairs() == list(SHIPPED)
+        assert list_pairs() == ALL
 
     @pytest.mark.parametrize("name", SHIPPED)
     def test_a_pair_names_its_models_and_dtypes(self, name):
@@ -97,18 +108,27 @@ class TestShipped:
         assert pair.memory_gb > 0
         assert not pair.draft.trust_remote_code and not pair.target.trust_remote_code
 
+    @pytest.mark.parametrize("name", PUBLISHED)
+    def test_each_published_pair_is_there_with_random_weights(self, name):
+        trained, random = get_pair(name), get_pair(f"{name}_random")
+        assert needs_synthetic_acceptance(random) and not needs_synthetic_acceptance(trained)
+        assert random.target == with_random_weights(trained.target) or trained.target.chat == "none"
+        for side, shape in ((trained.draft, random.draft), (trained.target, random.target)):
+            assert (side.model, side.dtype) == (shape.model, shape.dtype)
+            assert set(shape.shape) <= {"vocab_size"}
+
     @pytest.mark.parametrize("name", ["tinyllama_llama3", "phi3_llama3"])
     def test_pairs_of_two_vocabularies_say_so(self, name):
         assert "Two vocabularies" in get_pair(name).notes
 
     def test_the_file_is_found_from_any_folder(self, monkeypatch):
         monkeypatch.chdir(PROJECT_ROOT)
-        assert list_pairs() == list(SHIPPED)
+        assert list_pairs() == ALL
 
 
 class TestOwnFile:
     def test_its_pairs_add_to_and_replace_the_shipped_ones(self, own):
-        assert set(list_pairs(own)) == {*SHIPPED, "mine"}
+        assert set(list_pairs(own)) == {*ALL, "mine"}
         assert get_pair("gpt2_dev", own).draft_model_id == "distilgpt2"
         assert get_pair("gpt2_dev", own).notes == ""  # replaced as a whole, not merged
         assert get_pair("micro", own) == get_pair("micro")
@@ -133,10 +153,45 @@ class TestOwnFile:
 
     def test_an_empty_file_adds_nothing(self, own):
         own.write_text("# nothing yet\n")
-        assert list_pairs(own) == list(SHIPPED)
+        assert list_pairs(own) == ALL
 
     def test_a_path_may_be_a_string(self, own):
         assert "mine" in load_registry(str(own))
+
+
+class TestRandomWeights:
+    @pytest.fixture
+    def pair(self, own):
+        own.write_text(
+            """
+mine:
+  draft: {dtype: int4, weights: random, shape: {model_type: llama, hidden_size: 64}}
+  target: {model: gpt2, dtype: float32, weights: random, shape: {n_layer: 2}}
+half:
+  draft: {model: gpt2, dtype: float32, weights: random}
+  target: {model: gpt2, dtype: float32, weights: trained}
+"""
+        )
+        return lambda name: get_pair(name, own)
+
+    def test_a_whole_shape_needs_no_model(self, pair):
+        assert pair("mine").draft.model == "llama"
+        assert pair("mine").draft.shape == {"model_type": "llama", "hidden_size": 64}
+
+    def test_what_identifies_a_side_says_that_its_weights_are_random_and_of_what_sizes(self, pair):
+        assert pair("mine").target_model_id == "gpt2 (random weights, n_layer 2)"
+        assert pair("mine").draft_model_id == (
+            "llama (random weights, model_type llama, hidden_size 64)"
+        )
+        assert (pair("half").draft_model_id, pair("half").target_model_id) == (
+            "gpt2 (random weights)",
+            "gpt2",
+        )
+
+    def test_one_random_side_is_enough_to_make_acceptance_meaningless(self, pair):
+        assert needs_synthetic_acceptance(pair("mine"))
+        assert needs_synthetic_acceptance(pair("half"))
+        assert not needs_synthetic_acceptance(get_pair("gpt2_dev"))
 
 
 SIDES = {"draft": {"model": "a", "dtype": "float32"}, "target": {"model": "b", "dtype": "float32"}}
@@ -149,6 +204,26 @@ class TestMistakes:
             (SIDES | {"draft": {"model": "a", "dtype": "fp8"}}, "mine.draft.dtype: 'fp8' is not"),
             (SIDES | {"draft": {"model": "a"}}, "mine.draft: 'dtype' is a required property"),
             (SIDES | {"draft": {"dtype": "int4"}}, "mine.draft: 'model' is a required property"),
+            (
+                SIDES | {"draft": {"dtype": "int4", "weights": "random"}},
+                "mine.draft: 'model' is a required property",
+            ),
+            (
+                SIDES | {"draft": {"dtype": "int4", "weights": "random", "shape": {"n_layer": 2}}},
+                "mine.draft: 'model' is a required property, unless random weights have a `shape`",
+            ),
+            (
+                SIDES | {"draft": SIDES["draft"] | {"shape": {"n_layer": 2}}},
+                "mine.draft: 'shape' goes with `weights: random` only",
+            ),
+            (
+                SIDES | {"draft": SIDES["draft"] | {"weights": "none"}},
+                "mine.draft.weights: 'none' is not one of ['trained', 'random']",
+            ),
+            (
+                SIDES | {"draft": SIDES["draft"] | {"weights": "random", "shape": "gpt2"}},
+                "mine.draft.shape: 'gpt2' is not of type 'object'",
+            ),
             ({"draft": SIDES["draft"]}, "mine: 'target' is a required property"),
             (SIDES | {"note": "x"}, "'note' was unexpected"),
             (SIDES | {"memory_gb": 0}, "mine.memory_gb: 0 is less than or equal to"),

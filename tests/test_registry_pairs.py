@@ -101,6 +101,7 @@ def published_pairs() -> dict[str, dict]:
         name: entry
         for name, entry in entries.items()
         if not entry["target"]["model"].startswith("resources/")
+        and "weights" not in entry["target"]
     }
 
 

@@ -251,6 +251,51 @@ def test_forced_acceptance_is_a_cell_of_its_own(tmp_path):
     assert np.isnan(tables.cells.identical[1])  # forced tokens need not be the target's
 
 
+def engines(**changes) -> list[Truth]:
+    """The same pair by both engines, of which the compiled one is twice as fast."""
+    eager = Truth(engine="eager", engine_requested="eager", **changes)
+    return [eager, replace(eager, engine="compiled", engine_requested="compiled", step_ms=5)]
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_two_engines_never_share_a_cell_or_a_baseline(tmp_path, paired):
+    paths = [simulate_job(tmp_path, e, k, paired=paired) for e in engines() for k in (0, 4)]
+    tables = make_tables(paths)
+    assert tables.cells.engine.tolist() == ["compiled", "eager"] == [*tables.cells.baseline_engine]
+    assert tables.cells.n.tolist() == [10, 10]
+    for cell, truth in zip(tables.cells.itertuples(), engines()[::-1], strict=True):
+        assert cell.baseline_tokens_per_s == pytest.approx(1e3 / (truth.step_ms * 1.02))
+    for table in tables:
+        assert set(table.engine) == set(table.engine_requested) == {"compiled", "eager"}
+
+
+def test_a_baseline_of_one_engine_is_not_matched_to_another(tmp_path):
+    eager, compiled = engines()
+    jobs = [(eager, 0), (compiled, 4)]
+    cell = cell_of([simulate_job(tmp_path, truth, k, paired=False) for truth, k in jobs])
+    assert np.isnan(cell.S) and cell.baseline_engine == ""
+
+
+def test_what_auto_took_is_not_in_one_cell_with_what_was_asked_for(tmp_path):
+    eager = engines()[0]
+    asked = [eager, replace(eager, engine_requested="auto")]
+    cells = make_tables([simulate_job(tmp_path, truth, 4) for truth in asked]).cells
+    assert cells.engine.tolist() == ["eager", "eager"] and cells.n.tolist() == [10, 10]
+    assert cells.engine_requested.tolist() == ["auto", "eager"]
+
+
+def test_a_draft_that_cannot_be_compiled_is_compared_with_the_fast_baseline_and_says_so(tmp_path):
+    def change(record):
+        fell_back = record["K"] > 0
+        reason = "its draft proposes text" if fell_back else None
+        record.update(engine="eager" if fell_back else "compiled", engine_reason=reason)
+
+    tables = make_tables([edit_records(simulate_job(tmp_path, Truth(), 4), change)])
+    cell = tables.cells.iloc[0]
+    assert cell.S > 0 and (cell.engine, cell.baseline_engine) == ("eager", "compiled")
+    assert set(tables.generations.engine_reason.dropna()) == {"its draft proposes text"}
+
+
 def test_a_generation_measured_twice_is_refused(tmp_path):
     paths = [simulate_job(tmp_path / x, Truth(device=x), 4) for x in ("one", "other")]
     with pytest.raises(SpecdecError, match="code_000 was measured twice") as error:

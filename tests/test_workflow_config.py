@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
 from specdec.utils.paths import PROJECT_ROOT
 from tests.study import OVERLAY, Study, make_project, write_study
+
+SIDES = ("draft", "target")
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +36,14 @@ SLIPS = [
     ("temperatures: [-1]", "study.yaml: temperatures[0]: -1 is less than the minimum of 0"),
     ("temperatures: [hot]", "study.yaml: temperatures[0]: 'hot' is not of type 'number'"),
     ("threads: 0", "study.yaml: threads: 0 is less than the minimum of 1"),
+    ("engine: fast", "study.yaml: engine: 'fast' is not one of ['eager', 'compiled', 'auto']"),
+    ("engine: [eager, auto]", "engine[1]: 'auto' is not one of ['eager', 'compiled']"),
+    ("pairs: [{name: micro, engine: fast}]", "pairs[0].engine: 'fast' is not one of"),
+    ("synthetic_acceptance: 8", "synthetic_acceptance: 8 is greater than the maximum of 1"),
+    (
+        "{synthetic_acceptance: 0.8, temperatures: [0, 0.8]}",
+        "temperatures: 'micro' has synthetic_acceptance, which is for temperature 0 only",
+    ),
     ("paired: perhaps", "study.yaml: paired: 'perhaps' is not of type 'boolean'"),
     ("device: gpu", "study.yaml: device: 'gpu' does not match"),
     ("domains: [a/b]", "study.yaml: domains[0]: 'a/b' does not match"),
@@ -80,6 +92,7 @@ def count_decode_jobs(config: dict) -> int:
     pairs = [{"name": pair} if isinstance(pair, str) else pair for pair in config["pairs"]]
     merged = [config | pair for pair in pairs]
     cells = [len(one["domains"]) * (1 + len(one["draft_tokens"])) for one in merged]
+    assert not any(isinstance(one["engine"], list) for one in merged)
     return sum(cells) * len(config["temperatures"])
 
 
@@ -103,13 +116,37 @@ def test_a_pair_may_have_its_own_domains_and_draft_tokens(study):
     assert study.jobs()["decode"] == 4
 
 
+def test_engines_run_side_by_side_each_with_its_baseline(study):
+    content = yaml.safe_load(OVERLAY) | {"engine": ["eager", "compiled"]}
+    other = {"name": "micro_other", "draft_tokens": [2], "engine": "compiled"}
+    (study.folder / "study.yaml").write_text(yaml.safe_dump(content | {"pairs": ["micro", other]}))
+    code, output = study.run("-n", "all")
+    assert code == 0, output
+    runs = set(re.findall(r"results/runs/(\S+)\.jsonl", output))
+    assert runs == {f"micro/code/T0_K{k}_{e}" for k in (0, 1, 2) for e in content["engine"]} | {
+        f"micro_other/code/T0_K{k}_compiled" for k in (0, 2)
+    }
+
+
+def test_random_weights_need_synthetic_acceptance_and_say_so_before_any_job_starts(study):
+    side = {"model": "resources/micro/target", "dtype": "float32", "weights": "random"}
+    (study.folder / "own.yaml").write_text(yaml.safe_dump({"shape": dict.fromkeys(SIDES, side)}))
+    own = ("--config", "registry=own.yaml")
+    code, output = study.run("-n", "all", *own, "pairs=['shape']")
+    assert code != 0 and not (study.folder / "results").exists()
+    assert "error: --config: pairs: 'shape' has random weights" in output
+    forced = ("pairs=['shape']", "synthetic_acceptance=0.8")
+    code, output = study.run("-n", "all", *own, *forced)
+    assert code == 0, output
+
+
 def test_the_folders_own_config_lies_between_the_projects_and_the_overlay(study):
     (study.folder / "config").mkdir()
     (study.folder / "config/config.yaml").write_text("{temperatures: [0, 0.8], draft_tokens: [8]}")
     code, output = study.run("-n", "all")
     assert code == 0, output
     # temperatures from the folder, draft tokens from the overlay, the rest from the project
-    assert "T0.8_K2.jsonl" in output and "_K8.jsonl" not in output
+    assert "T0.8_K2_eager.jsonl" in output and "_K8_" not in output
 
 
 def test_a_timed_job_takes_the_whole_machine_whatever_the_command_line_says(study):

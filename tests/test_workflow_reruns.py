@@ -64,6 +64,14 @@ def add_k(study: Study) -> None:
     study.edit("study.yaml", "draft_tokens: [1, 2]", "draft_tokens: [1, 2, 4]")
 
 
+def add_engine(study: Study) -> None:
+    study.edit("study.yaml", "engine: eager", "engine: [eager, compiled]")
+
+
+def force_acceptance(study: Study) -> None:
+    study.edit("study.yaml", "engine: eager", "engine: eager\nsynthetic_acceptance: 0.8")
+
+
 def change_another_pair(study: Study) -> None:
     study.edit("config/pairs.yaml", "{ model: gpt2, dtype: float16 }", "{ model: o, dtype: int4 }")
 
@@ -101,6 +109,8 @@ CHANGES: list[tuple[Callable[[Study], None], dict[str, int]]] = [
     (edit_tables, {"make_tables": 1} | DRAWN),
     (edit_engine, ALL_CELLS),
     (add_k, ALL_CELLS | {"decode": 1}),
+    (add_engine, ALL_CELLS),  # the other engine's three, none of this one's
+    (force_acceptance, ALL_CELLS),
     (change_dtype, ALL_CELLS),
     (change_weights, ALL_CELLS),
     (change_threads, ALL_CELLS),
@@ -127,12 +137,14 @@ def test_results_copied_into_a_fresh_clone_are_taken_as_they_are(finished, tmp_p
 
 def test_a_run_holds_one_line_for_each_generation(finished):
     runs = finished.folder / "results/runs/micro/code"
-    lines = (runs / "T0_K2.jsonl").read_text().splitlines()
+    lines = (runs / "T0_K2_eager.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["K"] for record in records] == [0, 2] * 4
     assert all(record["generated_ids"] and record["prompt_id"] for record in records)
     assert {record["prompt_source"] for record in records} == {"prompts.jsonl"}
-    assert sorted(path.name for path in runs.iterdir()) == [f"T0_K{k}.jsonl" for k in (0, 1, 2)]
+    assert sorted(path.name for path in runs.iterdir()) == [
+        f"T0_K{k}_eager.jsonl" for k in (0, 1, 2)
+    ]
 
 
 def test_the_results_can_be_shown(finished):

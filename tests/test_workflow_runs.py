@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 240) -
 
 
 def progress_lines(study: Study, k: int) -> list[str]:
-    files = list((study.folder / "results/progress").rglob(f"T0_K{k}.*.jsonl"))
+    files = list((study.folder / "results/progress").rglob(f"T0_K{k}_eager.*.jsonl"))
     return [line for file in files for line in file.read_text().splitlines()]
 
 
@@ -79,7 +79,7 @@ def test_a_killed_study_goes_on_where_it_stopped(project, tmp_path, tmp_path_fac
     wait_for(lambda: all(is_gone(pid) for pid in orphans), "the orphan to stop")
     before = {k: progress_lines(killed, k) for k in (0, 1, 2)}
     assert before[2] and not (killed.folder / "results/tables").exists()
-    torn = next((killed.folder / "results/progress").rglob("T0_K2.*.jsonl"))
+    torn = next((killed.folder / "results/progress").rglob("T0_K2_eager.*.jsonl"))
     with torn.open("a") as file:
         file.write('{"K": 2, "generated_ids": [1, 2')
 
@@ -99,10 +99,10 @@ def test_a_killed_study_goes_on_where_it_stopped(project, tmp_path, tmp_path_fac
 def test_two_runs_never_time_at_once(project, tmp_path):
     """Whoever times holds the machine's lock: while it is held here, a study decodes nothing."""
     study = new_study(project, tmp_path / "study")
-    log = study.folder / "results/logs/decode/micro/code/T0_K0.log"
+    log = study.folder / "results/logs/decode/micro/code/T0_K0_eager.log"
     with open(study.folder / "tmp/specdec-timing.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run = study.start("results/runs/micro/code/T0_K0.jsonl", "--cores", "4")
+        run = study.start("results/runs/micro/code/T0_K0_eager.jsonl", "--cores", "4")
         wait_for(lambda: log.exists() and "waiting" in log.read_text(), "the job to wait")
         assert not progress_lines(study, 0)
         fcntl.flock(lock, fcntl.LOCK_UN)
@@ -133,8 +133,12 @@ def test_a_failing_cell_tells_its_cause_and_the_other_cells_are_done(project, tm
     assert code != 0
     runs = study.folder / "results/runs"
     done = sorted(str(path.relative_to(runs)) for path in runs.rglob("*.jsonl"))
-    assert done == ["micro/code/T0_K0.jsonl", "micro/code/T0_K1.jsonl", "torn/code/T0_K0.jsonl"]
-    log = "results/logs/decode/torn/code/T0_K2.log"
+    assert done == [
+        "micro/code/T0_K0_eager.jsonl",
+        "micro/code/T0_K1_eager.jsonl",
+        "torn/code/T0_K0_eager.jsonl",
+    ]
+    log = "results/logs/decode/torn/code/T0_K2_eager.log"
     cause = (study.folder / log).read_text().splitlines()[-1]
     assert cause.startswith("error: ")
     assert f"{log}: {cause}" in output.splitlines()
@@ -146,16 +150,16 @@ def test_half_written_files_are_no_results(project, tmp_path):
     study = new_study(project, tmp_path / "study")
     runs = study.folder / "results/runs/micro/code"
     runs.mkdir(parents=True)
-    (runs / ".T0_K2.jsonl.123.tmp").write_text('{"K": 2, "gener')
+    (runs / ".T0_K2_eager.jsonl.123.tmp").write_text('{"K": 2, "gener')
     assert study.jobs() == {"build_prompts": 1} | DECODED | DRAWN
 
 
 def test_records_say_what_code_and_settings_made_them(project, tmp_path):
     study = new_study(project, tmp_path / "study")
     study.edit("study.yaml", "max_new_tokens: 48", "max_new_tokens: 4\nthreads: 2\npaired: false")
-    code, output = study.run("results/runs/micro/code/T0_K2.jsonl")
+    code, output = study.run("results/runs/micro/code/T0_K2_eager.jsonl")
     assert code == 0, output
-    file = study.folder / "results/runs/micro/code/T0_K2.jsonl"
+    file = study.folder / "results/runs/micro/code/T0_K2_eager.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [record["K"] for record in records] == [2] * 4
     for record in records:

@@ -111,13 +111,15 @@ class TableModel(torch.nn.Module):
 
     def forward(self, input_ids, past_key_values=None, use_cache=True, logits_to_keep=0):
         n = input_ids.shape[1]
-        ids = input_ids.view(1, 1, n, 1).double()
+        ids, first = input_ids.view(1, 1, n, 1).double(), 0
         if past_key_values is not None:
+            first = past_key_values.get_seq_length()
             ids, _ = past_key_values.update(ids, ids, 0)
         ids = ids.view(-1).long()
+        places = first + torch.arange(n)
         # Before the first token stands token 0.
-        before = torch.cat([torch.zeros_like(ids[:1]), ids[:-1]])
-        logits = self.table[before, ids][-n:].unsqueeze(0)  # [1, n, V]
+        before = ids[(places - 1).clamp(min=0)] * (places > 0)
+        logits = self.table[before, ids[places]].unsqueeze(0)  # [1, n, V]
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
 

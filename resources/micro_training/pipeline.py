@@ -11,11 +11,12 @@ import yaml
 from micro_training.corpus import Corpus, load_corpus
 from micro_training.distill import copy_embeddings, copy_layers, distillation_loss, text_loss
 from micro_training.export import export, rounded
+from micro_training.four_bits import as_rounded, round_in_passes
 from micro_training.optimise import run_phase
 from micro_training.repetition import interpolate, repetition_loss
 from micro_training.report import evaluate, write_reports
 from micro_training.sampler import draw_prefixes, write
-from micro_training.target import corpus_loss, make_model
+from micro_training.target import corpus_loss, deepen, make_model
 from micro_training.tokenizer import encode_documents, load_tokenizer, train_tokenizer
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
@@ -83,7 +84,7 @@ class Workshop:
 
 
 def make_target(shop: Workshop):
-    """Train the target on the corpus, then against repeating itself."""
+    """Train the target on the corpus; deepen it, now in 4 bits; then train it against repeats."""
     recipe, stream = shop.recipe, shop.stream("train")
     model = shop.new_model(recipe["target"]["shape"], shop.tokenizer("micro"), seed_offset=0)
     logs = {
@@ -91,11 +92,15 @@ def make_target(shop: Workshop):
             "target", model, partial(corpus_loss, model, stream, recipe["target"], recipe)
         )
     }
+    model = deepen(model, recipe["deepen"]["layers"])
+    round_in_passes(model)
+    learn = partial(corpus_loss, model, stream, recipe["deepen"], recipe)
+    logs["deepen"] = shop.run("deepen", model, learn)
     before = copy.deepcopy(model.state_dict())
     unlearn = partial(repetition_loss, model, stream, recipe["repetition"], recipe)
     logs["repetition"] = shop.run("repetition", model, unlearn)
     interpolate(model, before, recipe["repetition"]["share"])
-    return model, logs
+    return as_rounded(model), logs
 
 
 def write_texts(shop: Workshop, target) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Unlikelihood training (Welleck et al. 2019, arXiv 1908.04319) against repetition."""
 
-import copy
-
 import torch
 
+from micro_training.four_bits import as_rounded
 from micro_training.sampler import draw_prefixes, write
 from micro_training.target import autocast, corpus_loss
 
@@ -38,7 +37,7 @@ def repetition_loss(model, stream, phase: dict, recipe: dict, step: int) -> torc
     """Loss on the corpus, plus the unlikelihood of what the model repeats in its greedy text."""
     loss = corpus_loss(model, stream, phase, recipe, step)
     prefixes = draw_prefixes(stream, phase["prefix"], phase["rows"], recipe["seed"] + step)
-    writer = copy.deepcopy(model).to(torch.bfloat16)  # writes several times as fast
+    writer = as_rounded(model).to(torch.bfloat16)  # writes several times as fast
     tokens = write(writer, prefixes.to(model.device), phase["length"], 0, seed=0).clone()
     with autocast(model.device.type, recipe["autocast"]):
         logits = model(tokens[:, :-1], use_cache=False).logits[:, phase["prefix"] - 1 :]

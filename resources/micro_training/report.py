@@ -140,7 +140,10 @@ def evaluate(shop, out: Path, prompts_file: Path | None = None) -> dict:
 def write_reports(shop, out: Path, logs: dict, figures: dict) -> None:
     """One `training.json` beside each folder of models."""
     contents = {
-        "micro": {"phases": ("target", "repetition", "draft"), "figures": ("target", "draft")},
+        "micro": {
+            "phases": ("target", "deepen", "repetition", "draft"),
+            "figures": ("target", "draft"),
+        },
         "micro_other": {"phases": ("other_draft",), "figures": ("other_draft",)},
     }
     for name, chosen in contents.items():

@@ -1,5 +1,7 @@
 """The target: a GPT-2 trained on the corpus."""
 
+import copy
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,31 @@ def make_model(
         eos_token_id=end_of_text,
     )
     return GPT2LMHeadModel(config)
+
+
+@torch.no_grad()
+def deepen(model: GPT2LMHeadModel, layers: int) -> GPT2LMHeadModel:
+    """A model of `layers` blocks that computes the same (block expansion).
+
+    Wu et al. 2024, arXiv 2401.02415. Some blocks are followed by a copy of themselves that adds
+    nothing yet: its output matrices are 0.
+    """
+    config = copy.deepcopy(model.config)
+    config.n_layer = layers
+    deeper = GPT2LMHeadModel(config).to(model.device)
+    for name in ("wte", "wpe", "ln_f"):
+        state = getattr(model.transformer, name).state_dict()
+        getattr(deeper.transformer, name).load_state_dict(state)
+    previous = None
+    for new, block in enumerate(deeper.transformer.h):
+        source = new * model.config.n_layer // layers
+        block.load_state_dict(model.transformer.h[source].state_dict())
+        if source == previous:
+            for output in (block.attn.c_proj, block.mlp.c_proj):
+                output.weight.zero_()
+                output.bias.zero_()
+        previous = source
+    return deeper
 
 
 def autocast(device: str, dtype: str):
@@ -61,7 +88,8 @@ def corpus_batch(
 
 def corpus_loss(model, stream: np.ndarray, phase: dict, recipe: dict, step: int) -> torch.Tensor:
     """Loss of one step on the corpus."""
-    windows, offset = corpus_batch(stream, phase, recipe["context"], recipe["seed"], step)
+    seed = recipe["seed"] + phase["seed_offset"]
+    windows, offset = corpus_batch(stream, phase, recipe["context"], seed, step)
     windows = windows.to(model.device)
     positions = torch.arange(offset, offset + windows.shape[1] - 1, device=model.device)[None]
     with autocast(model.device.type, recipe["autocast"]):

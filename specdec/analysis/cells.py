@@ -1,4 +1,4 @@
-"""The cells of a study: what the generations of one pair, domain, temperature and K say together.
+"""The cells of a study: what the generations of one pair, domain, temperature, K and engine say.
 
 A cell's numbers are ratios of totals over its prompts, never means of ratios. "Decode" leaves out
 the prefill and the first token, which it gives; a *step* is one decoding step of the baseline.
@@ -10,35 +10,39 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from specdec.analysis import theory
 from specdec.analysis.statistics import bootstrap_interval, ratio, wilson_interval
 
-#: What names a cell. Forced ("synthetic") acceptance is never in one cell with measured.
-CELL = ["pair", "domain", "temperature", "K", "acceptance"]
+#: What names a cell. Forced ("synthetic") acceptance is never in one cell with measured, and one
+#: engine never with another: `engine` is the path really taken, `engine_requested` the one asked
+#: for, which may be `auto`.
+CELL = ["pair", "domain", "temperature", "K", "engine", "engine_requested", "acceptance"]
 #: What a cell was measured with; several values are listed, separated by "; ".
-SETTING = ["prompt_source", "engine", "draft_dtype", "target_dtype", "vocabulary", "coupled"]
+SETTING = ["prompt_source", "draft_dtype", "target_dtype", "vocabulary", "coupled"]
 SETTING += ["device", "threads"]
 
 
 #: Tokens and seconds that the speedups are ratios of: of decoding, and with the prefill.
 AMOUNTS = ["steps", "decode_s", "num_tokens", "total_s"]
-COLUMNS = ["pair", "domain", "temperature", "K", "n", "paired", "S", "S_low", "S_high"]
+COLUMNS = ["pair", "domain", "temperature", "K", "engine", "n", "paired", "S", "S_low", "S_high"]
 COLUMNS += ["S_end_to_end", "S_end_to_end_low", "S_end_to_end_high"]
 COLUMNS += ["alpha", "alpha_low", "alpha_high", "alpha_ceiling", "alpha_iid", "tau"]
 COLUMNS += ["c", "v", "h", "h0"]
 COLUMNS += ["S_theory", "S_parts", "tokens_per_s", "baseline_tokens_per_s"]
-COLUMNS += ["p50_ms", "p95_ms", "p99_ms", "peak_memory_mb", "identical", *SETTING, "acceptance"]
+COLUMNS += ["p50_ms", "p95_ms", "p99_ms", "peak_memory_mb", "identical", *SETTING]
+COLUMNS += ["engine_requested", "engine_reason", "baseline_engine", "acceptance"]
 
 
 def find_baselines(generations: pd.DataFrame) -> pd.DataFrame:
     """The speculative generations with a column `baseline`: the index of the baseline's row.
 
-    That of the same prompt, from the same run where the run is paired, else from the baseline's
-    own job; NaN where there is none.
+    That of the same prompt and the engine asked for, from the same run where the run is paired,
+    else from the baseline's own job; NaN where there is none.
     """
     baselines = generations[generations.K == 0]
-    prompt = ["pair", "domain", "temperature", "prompt_id"]
+    prompt = ["pair", "domain", "temperature", "engine_requested", "prompt_id"]
     own = baselines[prompt + ["file"]].assign(baseline=baselines.index, paired=True)
     alone = baselines.loc[baselines.job_K == 0, prompt]
     alone = alone.assign(baseline=alone.index, paired=False).drop_duplicates(prompt)
@@ -64,8 +68,8 @@ def positions_table(generations: pd.DataFrame) -> pd.DataFrame:
                 | {"position": i, "alpha_i": ratio(accepted, n), "low": low, "high": high}
                 | {"n_proposed_given_previous_accepted": n}
             )
-    names = ["pair", "domain", "temperature", "K", "position", "alpha_i", "low", "high"]
-    names += ["n_proposed_given_previous_accepted", "acceptance"]
+    names = ["pair", "domain", "temperature", "K", "engine", "position", "alpha_i", "low", "high"]
+    names += ["n_proposed_given_previous_accepted", "engine_requested", "acceptance"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -135,11 +139,14 @@ def _cell_numbers(speculative: pd.DataFrame, generations: pd.DataFrame) -> dict[
         "p99_ms": p99,
         "peak_memory_mb": speculative.peak_memory_mb.max(),
         "identical": speculative.matches_baseline.astype(float).mean(),
-        **{
-            name: "; ".join(sorted({str(value) for value in both[name].dropna()}))
-            for name in SETTING
-        },
+        **{name: _listed(both[name]) for name in SETTING},
+        "engine_reason": _listed(speculative.engine_reason),
+        "baseline_engine": _listed(baseline.engine),
     }
+
+
+def _listed(values: pd.Series) -> str:
+    return "; ".join(sorted({str(value) for value in values.dropna()}))
 
 
 def _ceiling(speculative: pd.DataFrame) -> float:
@@ -168,12 +175,9 @@ def _parts(speculative: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float
     """
     K = speculative.K.iloc[0] if len(speculative) else 0
     draft, verify, decode = (_total(speculative, f"{x}_ms") for x in ("draft", "verify", "decode"))
-    rounds, steps = _total(speculative, "rounds"), _total(baseline, "steps")
-    step_ms = ratio(_total(baseline, "verify_ms"), steps)
-    c = ratio(draft, K * rounds * step_ms)
-    v = ratio(verify, rounds * step_ms)
-    h = ratio(decode - draft - verify, rounds * step_ms)
-    h0 = ratio(_total(baseline, "decode_ms"), steps * step_ms) - 1
+    rounds = _total(speculative, "rounds")
+    steps, step, alone = (_total(baseline, x) for x in ("steps", "verify_ms", "decode_ms"))
+    c, v, h, h0 = cost_ratios(K, rounds, draft, verify, decode, steps, step, alone)
     tau = ratio(_total(speculative, "steps"), rounds)
     decisions, acceptances = count_positions(speculative)
     alpha_iid = ratio(acceptances.sum(), decisions.sum())
@@ -188,6 +192,29 @@ def _parts(speculative: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float
         "S_theory": theory.speedup(expected_tau, K, c, v, h, h0),
         "S_parts": theory.speedup(tau, K, c, v, h, h0),
     }
+
+
+def cost_ratios(
+    K: int,
+    rounds: ArrayLike,
+    draft: ArrayLike,
+    verify: ArrayLike,
+    decode: ArrayLike,
+    steps: ArrayLike,
+    step: ArrayLike,
+    alone: ArrayLike,
+) -> tuple[np.ndarray | float, ...]:
+    """c, v, h and h₀ of totals: numbers, or arrays of one shape, which the results have.
+
+    Of the speculative runs: `rounds`, the milliseconds of their drafts and verifications, and of
+    the whole decoding. Of the baseline's: `steps`, the milliseconds of their target passes
+    (`step`), and of the whole decoding (`alone`).
+    """
+    step_ms = ratio(step, steps)
+    c = ratio(draft, K * rounds * step_ms)
+    v = ratio(verify, rounds * step_ms)
+    h = ratio(decode - draft - verify, rounds * step_ms)
+    return c, v, h, ratio(alone, steps * step_ms) - 1
 
 
 def _total(rows: pd.DataFrame, name: str) -> float:

@@ -28,8 +28,9 @@ FILES = {
     "positions": "positions.csv",
     "rounds": "rounds.csv.gz",
 }
-#: What names one generation among all of a table.
-GENERATION = ["pair", "domain", "temperature", "acceptance", "job_K", "prompt_id", "K"]
+#: What names one generation among all of a table: what was asked for, the engine with it.
+GENERATION = ["pair", "domain", "temperature", "acceptance", "engine_requested", "job_K"]
+GENERATION += ["prompt_id", "K"]
 #: Columns that the tables are computed from but do not hold.
 INTERNAL = ["file", "generated_ids", "steps", "decode_ms", "accepted_per_round"]
 INTERNAL += ["proposed_per_round", "round_tokens", "round_times"]
@@ -83,6 +84,7 @@ def load_tables(tables_dir: Path) -> Tables:
 
 def _dtypes(name: str) -> dict[str, Any]:
     words = ["pair", "domain", "prompt_id", "config_hash", "acceptance", "device", "threads"]
+    words += ["engine", "engine_requested", "engine_reason", "baseline_engine"]
     dtypes: dict[str, Any] = dict.fromkeys(words, "str") | {"temperature": "float"}
     if name == "generations":
         dtypes["matches_baseline"] = "boolean"
@@ -164,6 +166,8 @@ def _generation_row(record: dict[str, Any]) -> dict[str, Any]:
             "peak_memory_mb": result.peak_memory_mb,
             "finish_reason": result.finish_reason,
             "engine": result.engine,
+            "engine_requested": record["engine_requested"],
+            "engine_reason": result.engine_reason,
             "matches_baseline": None,
             "prompt_source": record["prompt_source"],
             "draft_dtype": record["draft_dtype"],
@@ -193,8 +197,9 @@ def _refuse_duplicates(generations: pd.DataFrame) -> None:
         row = twice.iloc[0]
         files = " and ".join(dict.fromkeys(twice.file.iloc[:2]))
         raise SpecdecError(
-            f"{files}: {row.pair}, {row.domain}, T={row.temperature:g}, K={row.K}, {row.prompt_id} "
-            "was measured twice; make tables of one run at a time"
+            f"{files}: {row.pair}, {row.domain}, T={row.temperature:g}, K={row.K}, engine "
+            f"{row.engine_requested}, {row.prompt_id} was measured twice; make tables of one run "
+            "at a time"
         )
 
 
@@ -215,7 +220,8 @@ def _matches_baseline(generations: pd.DataFrame) -> pd.Series:
 
 def _rounds_table(generations: pd.DataFrame) -> pd.DataFrame:
     """One row per hand-over after the first: its number from 1, tokens and seconds."""
-    names = ["pair", "domain", "temperature", "K", "job_K", "prompt_id", "acceptance"]
+    names = ["pair", "domain", "temperature", "K", "job_K", "engine", "prompt_id"]
+    names += ["engine_requested", "acceptance"]
     counts = generations.round_times.map(len)
     rounds = generations.loc[generations.index.repeat(counts), names].reset_index(drop=True)
     columns = {
@@ -223,7 +229,7 @@ def _rounds_table(generations: pd.DataFrame) -> pd.DataFrame:
         "tokens": generations.round_tokens,
         "seconds": generations.round_times,
     }
-    for place, (name, parts) in enumerate(columns.items(), start=len(names) - 1):
+    for place, (name, parts) in enumerate(columns.items(), start=names.index("engine_requested")):
         values = np.concatenate([np.empty(0), *parts])
         rounds.insert(place, name, values if name == "seconds" else values.astype(int))
     return rounds

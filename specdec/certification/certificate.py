@@ -9,7 +9,7 @@ from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
 from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
-from specdec.certification.sampling import Context, check_sampling
+from specdec.certification.sampling import TEMPERATURES, Context, check_sampling
 from specdec.data.dataset import Prompt
 from specdec.data.prompts import Limit
 from specdec.decoding.job import encode_for
@@ -31,8 +31,12 @@ def examine(
     prompt_file: Path | None = None,
     field: str = "text",
     device: str = "auto",
+    engine: str = "auto",
 ) -> dict:
-    """The certificate of a pair of the registry; `prompt_file` and `field` as in `load_prompts`."""
+    """The certificate of a pair of the registry, as an engine decodes it.
+
+    `prompt_file` and `field` are as in `load_prompts`.
+    """
     pair = get_pair(name, registry)
     draft, target = load_pair(name, registry, device)
     sides = [(target, pair.target), (draft, pair.draft)]
@@ -42,9 +46,13 @@ def examine(
     log.info("the acceptance rule, enumerated …")
     rule = check_rule()
     log.info("greedy output on %d prompts …", len(prompts))
-    greedy = check_greedy(pair, draft, target, prompts)
+    greedy = check_greedy(pair, draft, target, prompts, engine)
     log.info("the joint distribution of sampled output …")
-    decoder = SpeculativeDecoder(draft, target, SAMPLED_DRAFT_TOKENS, pair.vocabulary)
+    decoder = SpeculativeDecoder(
+        draft, target, SAMPLED_DRAFT_TOKENS, pair.vocabulary, engine=engine
+    )
+    for temperature in TEMPERATURES:
+        decoder.prepare(temperature)
     shortest = sorted(prompts, key=lambda prompt: prompt.token_count)[:CONTEXTS]
     contexts = [_context(pair, decoder, prompt) for prompt in shortest]
     sampling = check_sampling(decoder, contexts)
@@ -60,6 +68,7 @@ def examine(
         "provenance": {
             "pair_entry": asdict(pair),
             "prompts": described,
+            "engine_requested": engine,
             **_path_taken(decoder, contexts[0]),
             "code_digest": code_digest(__name__),
             "environment": capture_environment(target.device),

@@ -41,11 +41,25 @@ class Parting:
 
 
 def check_greedy(
-    pair: ModelPair, draft: ModelWrapper, target: ModelWrapper, prompts: list[Prompt]
+    pair: ModelPair,
+    draft: ModelWrapper,
+    target: ModelWrapper,
+    prompts: list[Prompt],
+    engine: str,
 ) -> dict:
-    """The `greedy` part of a certificate, of a pair's two models."""
-    baseline = AutoregressiveDecoder(target)
-    decoders = {k: SpeculativeDecoder(draft, target, k, pair.vocabulary) for k in DRAFT_TOKENS}
+    """The `greedy` part of a certificate, of a pair's two models.
+
+    The target alone decodes eagerly, whatever `engine` the pair is asked to take: a mistake of an
+    engine must not stand on both sides.
+    """
+    baseline = AutoregressiveDecoder(target, engine="eager")
+    decoders = {
+        k: SpeculativeDecoder(draft, target, k, pair.vocabulary, engine=engine)
+        for k in DRAFT_TOKENS
+    }
+    engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
+    for decoder in decoders.values():
+        decoder.prepare()
     moved = dict.fromkeys(DRAFT_TOKENS, 0.0)
     partings: list[Parting] = []
     for prompt in prompts:
@@ -56,7 +70,9 @@ def check_greedy(
             block = _replay(target, ids, alone, rows=k + 1)
             moved[k] = max(moved[k], float((block - one_row).abs().max()))
             ids, shown = encode_for(pair, decoder, prompt.text)
-            together = decoder.generate(ids, NEW_TOKENS, **shown).generated_ids
+            result = decoder.generate(ids, NEW_TOKENS, **shown)
+            engines[k].add(result.engine)
+            together = result.generated_ids
             if together != alone:
                 partings.append(_part(prompt.prompt_id, k, alone, together, one_row, target))
     verdicts = [_judge(parting, moved[parting.draft_tokens]) for parting in partings]
@@ -69,6 +85,7 @@ def check_greedy(
             str(k): len(prompts) - sum(parting.draft_tokens == k for parting in partings)
             for k in DRAFT_TOKENS
         },
+        "engine_by_draft_tokens": {str(k): "; ".join(sorted(engines[k])) for k in DRAFT_TOKENS},
         "max_new_tokens": NEW_TOKENS,
         "largest_logit_difference": {str(k): moved[k] for k in DRAFT_TOKENS},
         "divergences": [

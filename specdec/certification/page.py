@@ -14,6 +14,7 @@ def format_page(certificate: dict) -> str:
         f"# Certificate of {certificate['pair']}: {_verdict(certificate)}",
         f"{sides[0]} → {sides[1]}, on {environment['device']}, "
         f"specdec {environment['specdec']}, code {provenance['code_digest']}.",
+        _engine(provenance),
         _greedy(certificate["greedy"], provenance["prompts"]),
         _sampling(certificate["sampling"]),
         _rule(certificate["rule"]),
@@ -26,20 +27,25 @@ def _verdict(part: dict) -> str:
     return "**DEFECT**" if part["verdict"] == "defect" else "pass"
 
 
+def _engine(provenance: dict) -> str:
+    text = f"Engine: {provenance['engine']} (asked for: {provenance['engine_requested']})"
+    reason = provenance["engine_reason"]
+    return f"{text}; {reason}." if reason else f"{text}."
+
+
 def _greedy(part: dict, prompts: dict) -> str:
     lines = [
         f"## Greedy output: {_verdict(part)}",
         "",
         f"{part['agreeing']} of {part['prompts']} prompts ({prompts['source']}) agree with the "
-        f"target alone token for token, over {part['max_new_tokens']} tokens, at every K.",
+        f"target alone, eager, token for token, over {part['max_new_tokens']} tokens, at every K.",
         "",
-        "| K | prompts that agree | largest difference of a logit, one row against K + 1 |",
-        "|---|---|---|",
+        "| K | engine | prompts that agree | largest difference of a logit, 1 row against K + 1 |",
+        "|---|---|---|---|",
     ]
-    lines += [
-        f"| {k} | {agreeing} of {part['prompts']} | {part['largest_logit_difference'][k]:.2e} |"
-        for k, agreeing in part["agreeing_by_draft_tokens"].items()
-    ]
+    for k, agreeing in part["agreeing_by_draft_tokens"].items():
+        engine, moved = part["engine_by_draft_tokens"][k], part["largest_logit_difference"][k]
+        lines.append(f"| {k} | {engine} | {agreeing} of {part['prompts']} | {moved:.2e} |")
     if part["divergences"]:
         lines += [
             "",

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--field", default="text", help="the text in a record of --prompts; default: text"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--engine", default="auto", choices=["eager", "compiled", "auto"])
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,11 +31,16 @@ def run(arguments: argparse.Namespace) -> None:
     from specdec.utils.files import atomic_write
 
     certificate = examine(
-        arguments.pair, arguments.registry, arguments.prompts, arguments.field, arguments.device
+        arguments.pair,
+        arguments.registry,
+        arguments.prompts,
+        arguments.field,
+        arguments.device,
+        arguments.engine,
     )
     page = format_page(certificate)
     print(page)
-    path = FOLDER / f"{arguments.pair}.json"
+    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
     with atomic_write(path) as file:
         json.dump(certificate, file, indent=2, ensure_ascii=False)
         file.write("\n")

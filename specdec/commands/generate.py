@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument("--registry", help="pairs file; default: config/pairs.yaml")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--engine", default="auto", choices=["eager", "compiled", "auto"])
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -29,9 +30,11 @@ def run(arguments: argparse.Namespace) -> None:
     pair = get_pair(arguments.pair, arguments.registry)
     draft, target = load_pair(arguments.pair, arguments.registry, arguments.device)
     if arguments.k == 0:
-        decoder = AutoregressiveDecoder(target)
+        decoder = AutoregressiveDecoder(target, engine=arguments.engine)
     else:
-        decoder = SpeculativeDecoder(draft, target, arguments.k, pair.vocabulary)
+        decoder = SpeculativeDecoder(
+            draft, target, arguments.k, pair.vocabulary, engine=arguments.engine
+        )
     prompt_ids, shown = encode_for(pair, decoder, arguments.prompt)
     print(arguments.prompt, end="", flush=True)
     result = decoder.generate(
@@ -45,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
         **shown,
     )
     print(f"\n{result.summary()}")
+    reason = f" ({result.engine_reason})" if result.engine_reason else ""
+    print(f"engine: {result.engine}{reason}")
 
 
 class TextStream:

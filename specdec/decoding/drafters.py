@@ -40,17 +40,17 @@ class DraftModel:
         The first step of a round feeds two tokens, then and later: the last proposal of a round is
         never read in it, and after full acceptance it is still missing.
         """
-        self._prompt = run.prompt if prompt is None else prompt
-        self._session = Session(self._wrapper)
-        if len(self._prompt) > 1:
-            self._session.feed(self._prompt[:-1], keep=1)
+        self.prompt = run.prompt if prompt is None else prompt
+        self.session = Session(self._wrapper)
+        if len(self.prompt) > 1:
+            self.session.feed(self.prompt[:-1], keep=1)
 
     def propose(self, run: Generation, k: int) -> Proposal:
-        decided = torch.cat([self._prompt, run.decided[run.prompt_length :]])
-        unread = decided[self._session.length :]
+        decided = torch.cat([self.prompt, run.decided[run.prompt_length :]])
+        unread = decided[self.session.length :]
         rows = []
         for i in range(k):
-            logits = self._session.feed(unread, keep=1)[0, : self._vocab_size]  # [V]
+            logits = self.session.feed(unread, keep=1)[0, : self._vocab_size]  # [V]
             token, q = run.sampler.propose(logits, run.position + i)
             run.sequence[run.length + i] = token
             unread = token.view(1)
@@ -64,7 +64,7 @@ class DraftModel:
 
     def roll_back(self, run: Generation, length: int) -> None:
         """Forget what was read of the run's sequence beyond its first `length` tokens."""
-        self._session.roll_back(len(self._prompt) + length - run.prompt_length)
+        self.session.roll_back(len(self.prompt) + length - run.prompt_length)
 
 
 class _BridgedDraft:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
-from specdec.data.dataset import encode_prompt
 from specdec.decoding.noise import request_key
 from specdec.decoding.sampling import Warp, make_sampler
 from specdec.models.wrapper import ModelWrapper
@@ -19,23 +19,19 @@ from specdec.utils.errors import SpecdecError
 MODEL_END = object()  # "the end tokens that the model itself names"
 
 
-class Decoder:
-    """What both decoders offer around `generate`, which each defines."""
+class Round(NamedTuple):
+    """What a round gave: how many proposals were kept, the `kept + 1` tokens, how many of the
+    proposals were real and within the budget."""
 
-    target: ModelWrapper
-
-    def generate_text(self, text: str, max_new_tokens: int = 50, **settings) -> str:
-        """Continue a text; `settings` are those of `generate`. Returns the continuation only."""
-        prompt_ids = encode_prompt(self.target.tokenizer, text)
-        result = self.generate(prompt_ids, max_new_tokens, **settings)
-        return self.target.tokenizer.decode(result.generated_ids, skip_special_tokens=True)
+    kept: int
+    tokens: list[int]
+    proposed: int
 
 
 class Generation:
     """One request on its way: the sequence so far, what was handed over and when.
 
-    `sequence` is a buffer `[prompt + max_new_tokens + K + 1]` on the device, whose first `length`
-    tokens are decided; `position` is the place in the output of the next token.
+    `position` is the place in the output of the next token.
     """
 
     def __init__(
@@ -49,6 +45,8 @@ class Generation:
         on_tokens: Callable[[list[int]], None] | None,
         draft_tokens: int = 0,
         method: str = "rejection",
+        synthetic_acceptance: float | None = None,
+        timed_phases: bool = True,
     ) -> None:
         prompt = torch.as_tensor(prompt_ids, dtype=torch.long).reshape(-1)
         _check(wrapper, prompt, max_new_tokens)
@@ -61,12 +59,17 @@ class Generation:
         self._on_tokens = on_tokens
 
         slots = max_new_tokens + draft_tokens + 1
-        self.sequence = torch.zeros(len(prompt) + slots, dtype=torch.long, device=wrapper.device)
-        self.sequence[: len(prompt)] = prompt
+        self._sequence = torch.zeros(len(prompt) + slots, dtype=torch.long, device=wrapper.device)
+        self._sequence[: len(prompt)] = prompt
+        self._written = 0  # of `ids` into `_sequence`
         key = request_key(seed, prompt.tolist())
-        self.sampler = make_sampler(warp, key, slots, wrapper.device, method)
-        self.timers = CUDATimerCollection(wrapper.device)
+        self.sampler = make_sampler(warp, key, slots, wrapper.device, method, synthetic_acceptance)
+        self.timers = CUDATimerCollection(wrapper.device, enabled=timed_phases)
         self.memory = MemoryTracker(wrapper.device)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count latencies from now on."""
         self._mark = perf_counter()
 
     @property
@@ -78,8 +81,20 @@ class Generation:
         return self.prompt_length + len(self.ids)
 
     @property
+    def sequence(self) -> torch.Tensor:
+        """A buffer `[prompt + max_new_tokens + K + 1]` on the device: `length` tokens are decided.
+
+        It is brought up to date where somebody looks at it: a compiled round never does.
+        """
+        if self._written < len(self.ids):
+            begin = self.prompt_length + self._written
+            self._sequence[begin : self.length] = torch.tensor(self.ids[self._written :])
+            self._written = len(self.ids)
+        return self._sequence
+
+    @property
     def prompt(self) -> torch.Tensor:
-        return self.sequence[: self.prompt_length]
+        return self._sequence[: self.prompt_length]
 
     @property
     def decided(self) -> torch.Tensor:
@@ -107,7 +122,6 @@ class Generation:
                 tokens = tokens[: i + 1]
                 self.finish_reason = "stop"
                 break
-        self.sequence[self.length : self.length + len(tokens)] = torch.tensor(tokens)
         self.ids += tokens
         self.latencies += [elapsed] + [0.0] * (len(tokens) - 1)
         if not self.done and not self.remaining:
@@ -116,8 +130,8 @@ class Generation:
             self._on_tokens(tokens)
         self._mark = perf_counter()  # what the reader does with the tokens is not decoding
 
-    def result(self, **speculation) -> GenerationResult:
-        """The finished result; `speculation` holds the fields of a speculative run."""
+    def result(self, **others) -> GenerationResult:
+        """The finished result; `others` are the fields that the run does not know."""
         return GenerationResult(
             generated_ids=self.ids,
             per_token_latencies=self.latencies,
@@ -127,8 +141,7 @@ class Generation:
             phase_times_ms=self.timers.summary(),
             phase_peak_memory_mb=self.memory.peaks_mb,
             finish_reason=self.finish_reason,
-            engine="eager",
-            **speculation,
+            **others,
         )
 
 

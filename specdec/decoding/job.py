@@ -1,4 +1,4 @@
-"""One decode job of the study: a pair, a domain, a K and a temperature, over a set of prompts.
+"""One decode job of the study: a pair, a domain, a K, a temperature and an engine, over prompts.
 
 A paired job decodes each prompt twice in the same process, with the target alone and
 speculatively, in alternating order, so that a machine that speeds up or slows down does not move
@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 
 from specdec.data.dataset import Prompt, encode_prompt
+from specdec.data.text_as_bytes import TextAsBytes
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.ceiling import acceptance_ceiling
-from specdec.decoding.generation import Decoder
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.sampling import Warp
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.pair import check_pair, load_side
 from specdec.models.registry import ModelPair
+from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.metrics import BenchmarkConfig
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.utils.logging import get_logger
@@ -36,7 +38,10 @@ WARM_UP_TOKENS = 16  # enough rounds for allocators and caches of the processor 
 
 @dataclass(frozen=True)
 class Job:
-    """What one decode job is asked for; `K` 0 is the baseline alone."""
+    """What one decode job is asked for; `K` 0 is the baseline alone.
+
+    `synthetic_acceptance` forces the rate at which draft tokens are accepted; None measures it.
+    """
 
     pair: ModelPair
     domain: str
@@ -47,6 +52,8 @@ class Job:
     paired: bool
     device: str
     prompt_source: str
+    engine: str = "auto"
+    synthetic_acceptance: float | None = None
 
     @property
     def arms(self) -> list[int]:
@@ -72,11 +79,13 @@ class Job:
             draft_revision=self.pair.draft.revision,
             target_revision=self.pair.target.revision,
             tokenizer=self.pair.target_model_id,
+            engine=self.engine,
             vocabulary=self.pair.vocabulary,
             draft_chat=self.pair.draft.chat,
             target_chat=self.pair.target.chat,
             draft_prompt=self.pair.draft_prompt,
             device_type=device_type,
+            synthetic_acceptance=self.synthetic_acceptance if k > 0 else None,
         )
 
 
@@ -149,20 +158,31 @@ def _finished(progress: Path, requests: dict, digest: str) -> dict:
 def _decoders(job: Job, target) -> dict[int, Decoder]:
     decoders: dict[int, Decoder] = {}
     if 0 in job.arms:
-        decoders[0] = AutoregressiveDecoder(target)
+        decoders[0] = AutoregressiveDecoder(target, engine=job.engine)
     if job.K > 0:
         draft = load_side(job.pair.draft, job.device)
-        decoders[job.K] = SpeculativeDecoder(draft, target, job.K, job.pair.vocabulary)
+        decoders[job.K] = SpeculativeDecoder(
+            draft,
+            target,
+            job.K,
+            job.pair.vocabulary,
+            engine=job.engine,
+            synthetic_acceptance=job.synthetic_acceptance,
+        )
     return decoders
 
 
 def encode_for(pair: ModelPair, decoder: Decoder, text: str) -> tuple[list[int], dict]:
     """A prompt's ids for the target, and what else `decoder.generate` is to be told of it."""
-    prompt_ids = encode_prompt(decoder.target.tokenizer, text, pair.target.chat)
+    prompt_ids = encode_prompt(_tokenizer(decoder.target), text, pair.target.chat)
     if pair.draft_prompt == "target" or not isinstance(decoder, SpeculativeDecoder):
         return prompt_ids, {}
-    own = encode_prompt(decoder.draft.tokenizer, text, pair.draft.chat)
+    own = encode_prompt(_tokenizer(decoder.draft), text, pair.draft.chat)
     return prompt_ids, {"draft_prompt_ids": own}
+
+
+def _tokenizer(wrapper: ModelWrapper):
+    return wrapper.tokenizer or TextAsBytes()
 
 
 def _generate(job: Job, decoder: Decoder, prompt: Prompt, max_new_tokens: int):
@@ -173,8 +193,13 @@ def _generate(job: Job, decoder: Decoder, prompt: Prompt, max_new_tokens: int):
 
 
 def _warm_up(job: Job, decoders: dict[int, Decoder], prompt: Prompt) -> None:
-    for decoder in decoders.values():
-        _generate(job, decoder, prompt, min(WARM_UP_TOKENS, job.max_new_tokens))
+    """Compile or capture what there is to, and generate once with each decoder."""
+    for k, decoder in decoders.items():
+        decoder.prepare(job.temperature)
+        _, result = _generate(job, decoder, prompt, min(WARM_UP_TOKENS, job.max_new_tokens))
+        reason = f" ({result.engine_reason})" if result.engine_reason else ""
+        seconds = decoder.preparation_seconds
+        log.info("K = %d: engine %s%s, prepared in %.1f s", k, result.engine, reason, seconds)
 
 
 def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
@@ -182,7 +207,7 @@ def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     prompt_ids, result = _generate(job, decoder, prompt, job.max_new_tokens)
-    if isinstance(decoder, SpeculativeDecoder):
+    if isinstance(decoder, SpeculativeDecoder) and job.synthetic_acceptance is None:
         result.alpha_ceiling = acceptance_ceiling(
             decoder, prompt_ids, result.generated_ids, Warp(job.temperature)
         )
@@ -193,7 +218,7 @@ def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
         paired=len(job.arms) > 1,
         order_index=order,
         prompt_tokens=len(prompt_ids),
-        text=decoder.target.tokenizer.decode(result.generated_ids),
+        text=_tokenizer(decoder.target).decode(result.generated_ids),
         code_digest=digest,
         environment=environment,
     )

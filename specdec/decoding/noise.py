@@ -52,17 +52,22 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, point.unsqueeze(-1), right=True).squeeze(-1)
 
 
-def gumbel(key: int, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def key_words(key: int, device) -> torch.Tensor:
+    """The low and the high 64 bits of a key, `[2]`, as signed numbers."""
+    return torch.tensor([_signed(key), _signed(key >> 64)], device=device)
+
+
+def gumbel(key: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Standard Gumbel noise `[n, vocab_size]`, float64, of `n` places `positions` in the output.
 
     The noise of a token at a place is a hash of (key, place, token): SplitMix64 (Steele et al.
     2014, *Fast Splittable Pseudorandom Number Generators*) of their counter. It is computed where
-    it is needed, since a table of all tokens would not fit.
+    it is needed, since a table of all tokens would not fit. `key` is that of `key_words`.
     """
     tokens = torch.arange(vocab_size, device=positions.device)
     counter = (positions.unsqueeze(-1) << 32) + tokens  # [n, V]
-    state = _splitmix(counter * _GOLDEN + _signed(key))
-    state = _splitmix(state + _signed(key >> 64))
+    state = _splitmix(counter * _GOLDEN + key[0])
+    state = _splitmix(state + key[1])
     uniform = (_shift(state, 11).double() + 0.5) * 2.0**-53  # in (0, 1)
     return -(-uniform.log()).log()
 

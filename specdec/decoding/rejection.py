@@ -64,7 +64,7 @@ def next_distribution(p: torch.Tensor, q: torch.Tensor, count: torch.Tensor) -> 
     """
     row = count.view(1)
     p_n = p.index_select(0, row).squeeze(0)
-    q_n = torch.cat([q, torch.zeros_like(q[:1])]).index_select(0, row).squeeze(0)
+    q_n = torch.cat([q, torch.zeros_like(p[:1])]).index_select(0, row).squeeze(0)
     residual = (p_n - q_n).clamp(min=0)
     return torch.where(residual.sum() > 0, residual, p_n)
 
@@ -103,6 +103,13 @@ def match(
 
     Returns `(count, next_token)` as `reject` does.
     """
-    kept = (tokens == chosen[:-1]) & valid
+    return accepted_run((tokens == chosen[:-1]) & valid, chosen)
+
+
+def accepted_run(kept: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many of `kept` `[K]` (bool) come before the first that is not, and what follows them.
+
+    `chosen` `[K+1]` holds what follows each possible count.
+    """
     count = kept.cumprod(0).sum()
     return count, chosen.index_select(0, count.view(1)).squeeze(0)

@@ -6,8 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from specdec.decoding.noise import ACCEPT, DRAFT, RESIDUAL, gumbel, invert, uniform_table
-from specdec.decoding.rejection import match, reject
+from specdec.decoding.noise import (
+    ACCEPT,
+    DRAFT,
+    RESIDUAL,
+    gumbel,
+    invert,
+    key_words,
+    uniform_table,
+)
+from specdec.decoding.rejection import accepted_run, match, reject
 from specdec.utils.errors import SpecdecError
 
 
@@ -51,19 +59,35 @@ class Warp:
         return logits.softmax(-1)
 
 
-class Greedy:
-    """Temperature 0: target and draft both take their most likely token."""
+class Sampler:
+    """How tokens are chosen: `warp` makes probabilities of logits, `noise` is what chance decides.
+
+    The noise of a request is one tensor, tabulated before it runs and addressed by the place in the
+    output, so that a round holds no generator and can be compiled. A `position` may be a number or
+    a tensor `[]`.
+    """
+
+    asks_for_q = False  # whether verification asks what the draft's tokens were drawn from
+
+    def __init__(self, warp: Warp, noise: torch.Tensor) -> None:
+        self.warp = warp
+        self.noise = noise
+
+    def _at(self, position, count: int) -> torch.Tensor:
+        """The noise of `count` places from `position` on: `[count, ...]`."""
+        places = position + torch.arange(count, device=self.noise.device)
+        return self.noise.index_select(0, places)
 
     def draw(self, logits: torch.Tensor, position) -> torch.Tensor:
         """The target's token `[]` at `position` from its logits `[V]`."""
-        return logits.argmax(-1)
+        raise NotImplementedError
 
     def propose(self, logits: torch.Tensor, position) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The draft's token `[]` from its logits `[V]`, and the distribution `[V]` it came from.
 
         The distribution is None where the method of verification does not ask for it.
         """
-        return logits.argmax(-1), None
+        raise NotImplementedError
 
     def verify(self, logits, tokens, q, position, valid) -> tuple[torch.Tensor, torch.Tensor]:
         """What is kept of a block, and the next token.
@@ -78,28 +102,54 @@ class Greedy:
         Returns:
             `(count, next_token)` as in `specdec.decoding.rejection`.
         """
+        raise NotImplementedError
+
+
+class Greedy(Sampler):
+    """Temperature 0: target and draft both take their most likely token."""
+
+    def draw(self, logits, position):
+        return logits.argmax(-1)
+
+    def propose(self, logits, position):
+        return logits.argmax(-1), None
+
+    def verify(self, logits, tokens, q, position, valid):
         return match(logits.argmax(-1), tokens, valid)
 
 
-class Rejection:
-    """Sampling: the draft draws from its warped distribution, rejection sampling verifies."""
+class Forced(Greedy):
+    """Synthetic acceptance: chance decides what is kept, for timing models that agree on nothing.
 
-    def __init__(self, warp: Warp, key: int, positions: int, device) -> None:
-        self._warp = warp
-        self._uniforms = uniform_table(key, positions, device)  # [positions, PURPOSES]
+    `noise` `[positions]` says of each place whether a token proposed there is kept. What comes out
+    is no text of the target's.
+    """
+
+    def verify(self, logits, tokens, q, position, valid):
+        kept = self._at(position, len(tokens)) & valid
+        return accepted_run(kept, logits.argmax(-1))
+
+
+class Rejection(Sampler):
+    """Sampling: the draft draws from its warped distribution, rejection sampling verifies.
+
+    `noise` is the table `[positions, PURPOSES]` of `uniform_table`.
+    """
+
+    asks_for_q = True
 
     def draw(self, logits, position):
         # The same expression as the token after a block: rejection sampling with nothing proposed.
-        return invert(self._warp(logits), self._uniforms[position, RESIDUAL])
+        return invert(self.warp(logits), self._at(position, 1)[0, RESIDUAL])
 
     def propose(self, logits, position):
-        q = self._warp(logits)
-        return invert(q, self._uniforms[position, DRAFT]), q
+        q = self.warp(logits)
+        return invert(q, self._at(position, 1)[0, DRAFT]), q
 
     def verify(self, logits, tokens, q, position, valid):
-        p = self._warp(logits)
+        p = self.warp(logits)
         q = torch.zeros_like(p[:-1]) if q is None else q  # where nothing was proposed
-        block = self._uniforms[position : position + len(p)]  # [K+1, PURPOSES]
+        block = self._at(position, len(p))  # [K+1, PURPOSES]
         accept = 1 - block[:-1, ACCEPT]  # in (0, 1]
         return reject(p, q, tokens, accept, block[:, RESIDUAL], valid)
 
@@ -111,26 +161,24 @@ class Matching(Rejection):
     baseline's at the same seed. It asks for no q, and so serves a drafter that has none.
     """
 
+    asks_for_q = False
+
     def propose(self, logits, position):
         return logits.argmax(-1), None
 
     def verify(self, logits, tokens, q, position, valid):
-        noise = self._uniforms[position : position + len(logits), RESIDUAL]  # [K+1]
-        return match(invert(self._warp(logits), noise), tokens, valid)
+        noise = self._at(position, len(logits))[:, RESIDUAL]  # [K+1]
+        return match(invert(self.warp(logits), noise), tokens, valid)
 
 
-class Coupled:
+class Coupled(Sampler):
     """Sampling where draft and target use the same Gumbel noise at a position.
 
     Each takes the token of largest log-probability plus noise, which is a sample of its
     distribution (Gumbel 1954; Maddison et al. 2014, *A* Sampling*), and where their distributions
     are alike they mostly take the same. The output equals the baseline's at the same seed.
+    `noise` is the key `[2]` that the Gumbel noise is a hash of.
     """
-
-    def __init__(self, warp: Warp, key: int, device) -> None:
-        self._warp = warp
-        self._key = key
-        self._device = device
 
     def draw(self, logits, position):
         return self._choose(logits.unsqueeze(0), position).squeeze(0)
@@ -141,23 +189,34 @@ class Coupled:
     def verify(self, logits, tokens, q, position, valid):
         return match(self._choose(logits, position), tokens, valid)
 
-    def _choose(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+    def _choose(self, logits: torch.Tensor, position) -> torch.Tensor:
         """The tokens `[n]` of `n` places from `position` on, from their logits `[n, V]`."""
-        places = position + torch.arange(len(logits), device=self._device)
-        noise = gumbel(self._key, places, logits.shape[-1])
-        return (self._warp(logits).double().log() + noise).argmax(-1)
+        places = position + torch.arange(len(logits), device=logits.device)
+        noise = gumbel(self.noise, places, logits.shape[-1])
+        return (self.warp(logits).double().log() + noise).argmax(-1)
 
 
 def make_sampler(
-    warp: Warp, key: int, positions: int, device, method: str = "rejection"
-) -> Greedy | Rejection | Coupled:
+    warp: Warp,
+    key: int,
+    positions: int,
+    device,
+    method: str = "rejection",
+    synthetic_acceptance: float | None = None,
+) -> Sampler:
     """The way of sampling that a warp and a method ask for.
 
     `method` is "rejection", "matching" or "coupled"; at temperature 0 all are the same. `positions`
     is how many places of the output may be looked at.
     """
+    if synthetic_acceptance is not None:
+        if warp.temperature != 0:
+            raise SpecdecError("synthetic acceptance goes with temperature 0; nothing is sampled")
+        kept = uniform_table(key, positions, device)[:, ACCEPT] < synthetic_acceptance
+        return Forced(warp, kept)
     if warp.temperature == 0:
-        return Greedy()
+        return Greedy(warp, torch.zeros(2, dtype=torch.bool, device=device))  # never looked at
     if method == "coupled":
-        return Coupled(warp, key, device)
-    return {"rejection": Rejection, "matching": Matching}[method](warp, key, positions, device)
+        return Coupled(warp, key_words(key, device))
+    table = uniform_table(key, positions, device)
+    return {"rejection": Rejection, "matching": Matching}[method](warp, table)

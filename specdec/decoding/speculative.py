@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from specdec.decoding.compiled import CompiledRounds, CompiledSession
+from specdec.decoding.decoder import ALL, NOTHING, Decoder, engine_fields
 from specdec.decoding.drafters import DraftModel, ExactMatchDraft, IntersectionDraft
-from specdec.decoding.generation import MODEL_END, Decoder, Generation, check_context
+from specdec.decoding.eager import EagerRounds
+from specdec.decoding.generation import MODEL_END, Generation, check_context
 from specdec.decoding.sampling import Warp
 from specdec.models.vocabulary import VocabularyMatch, compare
 from specdec.models.wrapper import ModelWrapper, Session
@@ -29,6 +32,9 @@ class SpeculativeDecoder(Decoder):
         coupled: at a temperature, draft and target share their noise and a draft token is kept
             where it equals the target's own sample: the output equals the baseline's (of a coupled
             `AutoregressiveDecoder`) token for token, at the price of a little acceptance.
+        engine: as `Decoder` says.
+        synthetic_acceptance: for timing models whose text means nothing: each draft token is
+            accepted with this probability, at temperature 0, and both models run in full.
 
     Raises:
         SpecdecError: for K below 1, an unknown `vocabulary`, or no token in common.
@@ -41,6 +47,8 @@ class SpeculativeDecoder(Decoder):
         num_draft_tokens: int = 4,
         vocabulary: str = "auto",
         coupled: bool = False,
+        engine: str = "auto",
+        synthetic_acceptance: float | None = None,
     ) -> None:
         if num_draft_tokens < 1:
             raise SpecdecError(f"num_draft_tokens (K) is {num_draft_tokens}; give 1 or more")
@@ -48,8 +56,11 @@ class SpeculativeDecoder(Decoder):
             raise SpecdecError(
                 f"vocabulary {vocabulary!r} is not one of {', '.join(VOCABULARY_METHODS)}"
             )
-        self.draft, self.target, self.num_draft_tokens = draft, target, num_draft_tokens
-        self.vocabulary, self.coupled = vocabulary, coupled
+        if synthetic_acceptance is not None and not 0 <= synthetic_acceptance <= 1:
+            raise SpecdecError(f"synthetic_acceptance {synthetic_acceptance} is outside [0, 1]")
+        super().__init__(target, draft, num_draft_tokens, coupled, engine)
+        self.draft, self.num_draft_tokens = draft, num_draft_tokens
+        self.vocabulary, self.synthetic_acceptance = vocabulary, synthetic_acceptance
         self.vocabularies = _compare(draft, target)
         self._drafters: dict[str, DraftModel | IntersectionDraft | ExactMatchDraft] = {}
         if vocabulary == "intersection":
@@ -66,6 +77,7 @@ class SpeculativeDecoder(Decoder):
         eos_token_id=MODEL_END,
         on_tokens=None,
         draft_prompt_ids=None,
+        timed_phases: bool = True,
     ) -> GenerationResult:
         """Continue a prompt, as `AutoregressiveDecoder.generate` does, with the same arguments.
 
@@ -77,25 +89,32 @@ class SpeculativeDecoder(Decoder):
         """
         k = self.num_draft_tokens
         drafter = self.drafter(temperature)
+        warp = Warp(temperature, top_k, top_p)
+        compiled, reason = self._what_is_compiled(warp)
         run = Generation(
             self.target,
             prompt_ids,
             max_new_tokens,
-            Warp(temperature, top_k, top_p),
+            warp,
             seed,
             eos_token_id,
             on_tokens,
             draft_tokens=k,
-            method=self._sampling_method(drafter),
+            method=self._method(temperature),
+            synthetic_acceptance=self.synthetic_acceptance,
+            timed_phases=timed_phases,
         )
         draft_prompt = draft_prompt_ids
         if draft_prompt is not None:
             draft_prompt = torch.as_tensor(draft_prompt, device=self.draft.device).reshape(-1)
         reach = max_new_tokens + k
         check_context(self.target, run.prompt_length + reach, "prompt + max_new_tokens + K")
-        if self.vocabularies is None or self.vocabularies.is_shared:
-            shown = run.prompt_length if draft_prompt is None else len(draft_prompt)
+        shown = run.prompt_length if draft_prompt is None else len(draft_prompt)
+        if isinstance(drafter, DraftModel):
             check_context(self.draft, shown + reach, "the draft's prompt + max_new_tokens + K")
+        if compiled != NOTHING:
+            slots = max(shown, run.prompt_length) + reach + 1
+            self.compiled.make_ready(run, slots, whole_round=compiled == ALL)
 
         target = Session(self.target)
         with run.memory.phase("prefill"), run.timers.phase("prefill"):
@@ -105,29 +124,28 @@ class SpeculativeDecoder(Decoder):
         run.hand_over([token.item()])
 
         accepted, proposed = [], []
-        places = torch.arange(k, device=self.target.device)
         with run.memory.phase("decode"):
+            rounds = self._rounds(compiled, run, target, drafter)
             while not run.done:
-                with run.timers.phase("draft"):
-                    tokens, q, count = drafter.propose(run, k)
-                with run.timers.phase("verify"):
-                    logits = target.extend(run.sequence[: run.length + k], keep=k + 1)  # [K+1, V]
-                with run.timers.phase("sample"):
-                    proposed.append(min(count, run.remaining))
-                    valid = places < proposed[-1]
-                    kept, token = run.sampler.verify(logits, tokens, q, run.position, valid)
-                # The one wait of a round: what was kept, what follows, what was proposed.
-                kept, token, *tokens = torch.stack([kept, token, *tokens]).tolist()
+                kept, tokens, count = rounds.next()
                 accepted.append(kept)
-                length = run.length + kept
-                run.hand_over([*tokens[:kept], token])
-                target.roll_back(length)
-                drafter.roll_back(run, length)
+                proposed.append(count)
+                run.hand_over(tokens)
         return run.result(
             vocabulary_match=self.vocabularies.describe() if self.vocabularies else None,
             drafter=type(drafter).__name__,
             **_speculation(run, accepted, proposed),
+            **engine_fields(compiled, reason),
         )
+
+    def _rounds(self, compiled: str, run: Generation, target: Session, drafter):
+        """What goes on after the prefill: by the engine that was chosen."""
+        if compiled == ALL:
+            tail = [int(drafter.prompt[-1]), run.ids[0]]
+            return CompiledRounds(self.compiled, run, target, drafter.session, tail)
+        if compiled != NOTHING:
+            target = CompiledSession(self.compiled, run, target)
+        return EagerRounds(run, target, drafter, self.num_draft_tokens)
 
     def drafter(self, temperature: float) -> DraftModel | IntersectionDraft | ExactMatchDraft:
         """What proposes at this temperature.
@@ -161,10 +179,15 @@ class SpeculativeDecoder(Decoder):
             )
         return IntersectionDraft(self.draft, self.vocabularies)
 
-    def _sampling_method(self, drafter) -> str:
-        if self.coupled:
-            return "coupled"
-        return "matching" if isinstance(drafter, ExactMatchDraft) else "rejection"
+    def _method(self, temperature: float) -> str:
+        if not self.coupled and isinstance(self.drafter(temperature), ExactMatchDraft):
+            return "matching"
+        return super()._method(temperature)
+
+    def _draft_on_host(self, temperature: float) -> str | None:
+        if isinstance(self.drafter(temperature), DraftModel):
+            return None
+        return "the draft runs eagerly: it reads the text in its own tokens, cut anew each round"
 
 
 def _compare(draft: ModelWrapper, target: ModelWrapper) -> VocabularyMatch | None:

@@ -63,7 +63,7 @@ def load_model(
     if dtype not in DTYPES:
         raise SpecdecError(f"{model_id}: dtype '{dtype}' is not one of {', '.join(DTYPES)}")
     place = resolve_device(device)
-    options = _weight_options(dtype, place)
+    options = weight_options(dtype, place)
     check_available(model_id, revision)
 
     source = resolve_model(model_id)
@@ -74,7 +74,7 @@ def load_model(
         log.info("model      ← %s  (dtype=%s)", model_id, dtype)
         model = AutoModelForCausalLM.from_pretrained(source, **hub, **options)
     if dtype == "int4":  # its weights are in place already
-        _keep_quantisation(model)
+        keep_quantisation(model)
         log.info(describe_int4(model))
     else:
         model = model.to(place)
@@ -104,7 +104,7 @@ def resolve_device(device: str) -> torch.device:
     return place
 
 
-def _weight_options(dtype: str, device: torch.device) -> dict:
+def weight_options(dtype: str, device: torch.device) -> dict:
     """The arguments of `from_pretrained` that decide in what form the weights are held."""
     if dtype != "int4":
         return {"dtype": TORCH_DTYPES[dtype]}
@@ -126,7 +126,7 @@ def _weight_options(dtype: str, device: torch.device) -> dict:
     return {"dtype": compute, "quantization_config": quantization, "device_map": {"": device}}
 
 
-def _keep_quantisation(model: PreTrainedModel) -> None:
+def keep_quantisation(model: PreTrainedModel) -> None:
     """Have 4-bit layers compute in the stated dtype on every CPU.
 
     On one with AVX512-BF16, bitsandbytes would repack a layer at its first pass: its scales lose

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from specdec.models.hub import resolve_model
 from specdec.models.loader import compute_dtype, explained, quiet
+from specdec.models.random_weights import known_configuration, model_without_weights
 from specdec.models.registry import ModelSide
 from specdec.utils.errors import SpecdecError
 
@@ -32,10 +33,7 @@ def check_memory(
         device: where they are to be; GPU memory counts there, the host's elsewhere.
         stated_gb: what they need (10^9 bytes) if that is known; else it is computed.
     """
-    if stated_gb is None:
-        needed = MARGIN * sum(weight_bytes(side, device) for side in sides)
-    else:
-        needed = stated_gb * 1e9
+    needed = needed_bytes(sides, device) if stated_gb is None else stated_gb * 1e9
     available = available_bytes(device)
     if needed > available:
         place = "this machine" if device.type == "cpu" else str(device)
@@ -45,18 +43,14 @@ def check_memory(
         )
 
 
+def needed_bytes(sides: list[ModelSide], device: torch.device) -> float:
+    """What models take on a device together: weights, and the margin on top."""
+    return MARGIN * sum(weight_bytes(side, device) for side in sides)
+
+
 def weight_bytes(side: ModelSide, device: torch.device) -> int:
     """What the weights of a model will take on a device, counted on a model without any."""
-    with quiet(), explained(side.model):
-        config = AutoConfig.from_pretrained(
-            resolve_model(side.model),
-            revision=side.revision,
-            trust_remote_code=side.trust_remote_code,
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=side.trust_remote_code
-            )
+    model = model_without_weights(side, _configuration(side), device)
     width = compute_dtype(side.dtype, device).itemsize
     total = width * sum(weight.numel() for weight in model.parameters())
     if side.dtype == "int4":
@@ -68,6 +62,17 @@ def weight_bytes(side: ModelSide, device: torch.device) -> int:
         )
         total -= (width - INT4_BYTES) * quantised
     return round(total)
+
+
+def _configuration(side: ModelSide) -> PreTrainedConfig:
+    if side.has_random_weights:
+        return known_configuration(side)
+    with quiet(), explained(side.model):
+        return AutoConfig.from_pretrained(
+            resolve_model(side.model),
+            revision=side.revision,
+            trust_remote_code=side.trust_remote_code,
+        )
 
 
 def available_bytes(device: torch.device) -> int:

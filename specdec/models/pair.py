@@ -5,6 +5,11 @@ from __future__ import annotations
 from specdec.models.hub import check_available
 from specdec.models.loader import load_model, resolve_device
 from specdec.models.memory_check import check_memory
+from specdec.models.random_weights import (
+    check_one_vocabulary,
+    known_configuration,
+    load_random_weights,
+)
 from specdec.models.registry import ModelPair, ModelSide, get_pair
 from specdec.models.wrapper import ModelWrapper
 
@@ -15,8 +20,8 @@ def load_pair(
     """The wrappers `(draft, target)` of a pair of the registry.
 
     Raises:
-        SpecdecError: for an unknown pair, a model that is missing or gated, or a pair too large for
-            the machine: all known before anything of either is loaded.
+        SpecdecError: for an unknown pair, a model that is missing or gated, random weights of two
+            vocabularies, or a pair too large for the machine: all known before anything is loaded.
     """
     pair = get_pair(name, registry)
     check_pair(pair, device)
@@ -29,16 +34,22 @@ def check_pair(pair: ModelPair, device: str = "auto", with_draft: bool = True) -
     Without draft, only the target is to be loaded.
     """
     for side in (pair.draft, pair.target):
-        check_available(side.model, side.revision)
+        if side.has_random_weights:
+            known_configuration(side)
+        else:
+            check_available(side.model, side.revision)
     place = resolve_device(device)
     if with_draft:
+        check_one_vocabulary(pair)
         check_memory(f"pair {pair.name}", [pair.draft, pair.target], place, pair.memory_gb)
     else:
         check_memory(f"pair {pair.name}, its target", [pair.target], place)
 
 
 def load_side(side: ModelSide, device: str = "auto") -> ModelWrapper:
-    """One model of a pair, wrapped."""
+    """One model of a pair, wrapped; one of random weights has no tokenizer."""
+    if side.has_random_weights:
+        return load_random_weights(side, device)
     model, tokenizer = load_model(
         side.model,
         side.dtype,

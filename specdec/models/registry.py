@@ -1,7 +1,7 @@
 """The registry of draft-target pairs, read from `config/pairs.yaml`."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ SCHEMA_PATH = PROJECT_ROOT / "config/schemas/pairs.schema.yaml"
 
 @dataclass(frozen=True)
 class ModelSide:
-    """One model of a pair: a hub id or a local folder, and how to load it."""
+    """One model of a pair: a hub id or a local folder, and how to load it.
+
+    With random weights only its sizes count: those known of `model`, with those of `shape` over
+    them; a shape that names its `model_type` stands alone, and `model` is then but a name.
+    """
 
     model: str
     dtype: str  # float32, float16, bfloat16 or int4
@@ -26,6 +30,20 @@ class ModelSide:
     chat: str = "auto"  # "auto": the tokenizer's chat template if it has one; "none": plain text
     trust_remote_code: bool = False  # whether code that comes with the model may run
     notes: str = ""
+    weights: str = "trained"  # or "random": of the model's sizes, for timing; nothing is downloaded
+    shape: dict[str, Any] = field(default_factory=dict)  # keywords of a transformers configuration
+
+    @property
+    def has_random_weights(self) -> bool:
+        return self.weights == "random"
+
+    @property
+    def label(self) -> str:
+        """What identifies the model, for people and records: random weights say so, with sizes."""
+        if not self.has_random_weights:
+            return self.model
+        sizes = "".join(f", {name} {value}" for name, value in self.shape.items())
+        return f"{self.model} (random weights{sizes})"
 
 
 @dataclass(frozen=True)
@@ -42,11 +60,11 @@ class ModelPair:
 
     @property
     def draft_model_id(self) -> str:
-        return self.draft.model
+        return self.draft.label
 
     @property
     def target_model_id(self) -> str:
-        return self.target.model
+        return self.target.label
 
     @property
     def draft_dtype(self) -> str:
@@ -88,6 +106,16 @@ def get_pair(name: str, registry: Path | str | None = None) -> ModelPair:
     )
 
 
+def needs_synthetic_acceptance(pair: ModelPair) -> bool:
+    """Whether what a pair accepts means nothing by itself, because a side has random weights."""
+    return pair.draft.has_random_weights or pair.target.has_random_weights
+
+
+def with_random_weights(side: ModelSide) -> ModelSide:
+    """The same sizes and dtype, of random weights."""
+    return replace(side, weights="random")
+
+
 def _read_pairs(path: Path) -> dict[str, ModelPair]:
     """The pairs of one file, checked against the schema."""
     try:
@@ -97,7 +125,7 @@ def _read_pairs(path: Path) -> dict[str, ModelPair]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecdecError(f"{path}: not YAML: {one_line(error)}") from error
     _validate(document, path)
-    return {name: _make_pair(name, entry) for name, entry in document.items()}
+    return {name: _make_pair(name, entry, path) for name, entry in document.items()}
 
 
 def _validate(document: Any, path: Path) -> None:
@@ -108,6 +136,23 @@ def _validate(document: Any, path: Path) -> None:
         raise SpecdecError(f"{path}: {where + ': ' if where else ''}{one_line(error.message)}")
 
 
-def _make_pair(name: str, entry: dict[str, Any]) -> ModelPair:
-    sides = {side: ModelSide(**entry[side]) for side in ("draft", "target")}
+def _make_pair(name: str, entry: dict[str, Any], path: Path) -> ModelPair:
+    sides = {
+        side: _make_side(entry[side], f"{path}: {name}.{side}") for side in ("draft", "target")
+    }
     return ModelPair(name=name, **{**entry, **sides})
+
+
+def _make_side(entry: dict[str, Any], where: str) -> ModelSide:
+    """A side; what the schema cannot say of `model`, `weights` and `shape` is checked here."""
+    shape = entry.get("shape", {})
+    if shape and entry.get("weights") != "random":
+        raise SpecdecError(
+            f"{where}: 'shape' goes with `weights: random` only; add that or drop it"
+        )
+    if "model" not in entry and "model_type" not in shape:
+        raise SpecdecError(
+            f"{where}: 'model' is a required property, unless random weights have a `shape` with "
+            "a model_type"
+        )
+    return ModelSide(**{"model": shape.get("model_type"), **entry})

@@ -118,12 +118,12 @@ class Session:
     def __init__(self, wrapper: ModelWrapper) -> None:
         self._wrapper = wrapper
         self._vocab_size = wrapper.vocab_size  # asked for once: counting a tokenizer takes 0.1 ms
-        self._cache = GrowingCache()
+        self.cache = GrowingCache()
 
     @property
     def length(self) -> int:
         """Number of tokens read."""
-        return self._cache.length
+        return self.cache.length
 
     def feed(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
         """Read tokens `[n]` that follow those read before.
@@ -131,7 +131,7 @@ class Session:
         Returns the logits of the last `keep` of them, `[keep, vocab_size]`, cut to the tokens of
         the tokenizer.
         """
-        logits, _ = self._wrapper.forward(tokens.unsqueeze(0), self._cache, logits_to_keep=keep)
+        logits, _ = self._wrapper.forward(tokens.unsqueeze(0), self.cache, logits_to_keep=keep)
         return logits[0, :, : self._vocab_size]
 
     def extend(self, sequence: torch.Tensor, keep: int) -> torch.Tensor:
@@ -140,7 +140,7 @@ class Session:
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
-        self._cache.roll_back(length)
+        self.cache.roll_back(length)
 
 
 def _held_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -95,6 +95,11 @@ class CUDATimerCollection:
             raise SpecdecError(f"CUDATimerCollection: '{name}' was stopped but never started")
         self._spans[name].append((self._running.pop(name), end))
 
+    def add(self, name: str, milliseconds: float) -> None:
+        """Count time that was measured elsewhere."""
+        if self.enabled:
+            self._spans.setdefault(name, []).append((0.0, milliseconds / 1e3))
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """`with timers.phase("draft"): ...` is start, the block, stop."""
         return self._phase(name) if self.enabled else nullcontext()

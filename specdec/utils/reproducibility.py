@@ -81,7 +81,7 @@ def capture_environment(device: torch.device | str) -> dict[str, Any]:
         "bitsandbytes": _version("bitsandbytes"),
         "cuda": torch.version.cuda,
         "driver": _driver_version() if on_gpu else None,
-        "device": torch.cuda.get_device_name(device) if on_gpu else _processor_name(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -112,7 +112,7 @@ def _driver_version() -> str | None:
 
 
 @cache
-def _processor_name() -> str:
+def processor_name() -> str:
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")

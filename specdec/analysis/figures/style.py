@@ -50,36 +50,46 @@ RC = {
 styled = matplotlib.rc_context(RC)
 
 
+#: What tells facets apart, in the order that they stand in.
+FACET = ["pair", "temperature", "acceptance", "engine", "engine_requested"]
+
+
 class Facet(NamedTuple):
-    """What one panel (or row of panels) shows: never two pairs, never forced beside measured."""
+    """What one panel (or row of panels) shows.
+
+    Never two pairs or engines, never forced acceptance beside measured.
+    """
 
     pair: str
     temperature: float
     acceptance: str
+    engine: str
+    engine_requested: str
+    names_engine: bool  # whether the heading does
 
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
         """The facet's rows of a table."""
-        rows = self._all_acceptances(table)
-        return rows[rows.acceptance == self.acceptance]
+        return _where(table, **{name: getattr(self, name) for name in FACET})
 
     def select_baseline(self, table: pd.DataFrame) -> pd.DataFrame:
         """The baseline's rows (K = 0), where it has none of its own those measured elsewhere."""
-        rows = self._all_acceptances(table)
-        rows = rows[rows.K == 0]
+        names = ("pair", "temperature", "engine_requested")
+        rows = _where(table, K=0, **{name: getattr(self, name) for name in names})
         own = rows[rows.acceptance == self.acceptance]
         return own if len(own) else rows
-
-    def _all_acceptances(self, table: pd.DataFrame) -> pd.DataFrame:
-        return table[(table.pair == self.pair) & (table.temperature == self.temperature)]
 
     def write_heading(self, ax: Axes, characters: int) -> None:
         """The facet's name, wrapped, over the left end of `ax` and over its title if it has one."""
         drawing = "greedy" if self.temperature == 0 else f"T = {self.temperature:g}"
-        text = wrap(f"{self.pair}, {drawing}", characters)
+        text = f"{self.pair}, {drawing}"
+        if self.names_engine:
+            text += f", {self.engine}"
+        text = wrap(text, characters)
         title_lines = ax.get_title().count("\n") + 1 if ax.get_title() else 0
         synthetic = self.acceptance != "measured"
         if synthetic:
-            text += "\n" + wrap(f"{self.acceptance} acceptance".upper(), characters)
+            rate = self.acceptance.split()[-1]
+            text += "\n" + wrap(f"SYNTHETIC ACCEPTANCE {rate}", characters)
         ax.annotate(
             text,
             (0, 1),
@@ -90,6 +100,11 @@ class Facet(NamedTuple):
             weight="bold",
             color=WARNING if synthetic else INK,
         )
+
+
+def _where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """The rows of a table that have these values."""
+    return table[np.logical_and.reduce([table[name] == value for name, value in values.items()])]
 
 
 def wrap(text: str, characters: int) -> str:
@@ -108,8 +123,9 @@ def facets(cells: pd.DataFrame) -> list[Facet]:
     """All facets of a study, sorted; an error where there is no cell to draw."""
     if cells.empty:
         raise SpecdecError("no speculative run in the tables: nothing to draw; decode a K >= 1")
-    keys = cells[list(Facet._fields)].drop_duplicates().itertuples(index=False)
-    return sorted(Facet(*key) for key in keys)
+    engines = cells[["engine", "engine_requested"]].drop_duplicates()
+    keys = cells[FACET].drop_duplicates().itertuples(index=False)
+    return sorted(Facet(*key, names_engine=len(engines) > 1) for key in keys)
 
 
 def colours_of_k(cells: pd.DataFrame) -> dict[int, tuple]:
@@ -166,12 +182,14 @@ def provenance(cells: pd.DataFrame) -> list[str]:
     machines = cells[["device", "threads"]].drop_duplicates().sort_values(["device", "threads"])
     devices = [f"{m.device} ({m.threads} threads)" for m in machines.itertuples()]
     devices = [device.replace("(1 threads)", "(1 thread)") for device in devices]
-    dtypes: dict[str, list[str]] = {}
-    for row in cells[["pair", "draft_dtype", "target_dtype"]].drop_duplicates().itertuples():
-        dtypes.setdefault(f"draft {row.draft_dtype}, target {row.target_dtype}", []).append(
-            row.pair
-        )
-    said = [f"{pair} ({'; '.join(names)})" for pair, names in dtypes.items()]
+    engines, dtypes = [], []
+    told = cells.assign(baseline_engine=cells.baseline_engine.fillna(cells.engine))
+    for row in told.fillna({"engine_reason": ""}).itertuples():
+        engine = row.engine
+        if row.baseline_engine != row.engine:
+            engine += f", its baseline {row.baseline_engine}"
+        engines.append(f"{engine}, {row.engine_reason}" if row.engine_reason else engine)
+        dtypes.append(f"draft {row.draft_dtype}, target {row.target_dtype}")
     counts = f"{cells.n.min()}" if cells.n.nunique() == 1 else f"{cells.n.min()} to {cells.n.max()}"
     baseline = "paired (same prompts, same process, alternating order)"
     if not cells.paired.all():
@@ -179,10 +197,21 @@ def provenance(cells: pd.DataFrame) -> list[str]:
         every = not cells.paired.any()
         baseline = "UNPAIRED" if every else f"{baseline}, but UNPAIRED for {', '.join(unpaired)}"
     return [
-        f"Device: {'; '.join(devices)}. Engine: {_listed(cells.engine)}.",
-        f"Dtypes: {'; '.join(said) if len(said) > 1 else next(iter(dtypes))}.",
+        f"Device: {'; '.join(devices)}. Engine: {_by_pair(engines, cells.pair)}.",
+        f"Dtypes: {_by_pair(dtypes, cells.pair)}.",
         f"Prompts: {_listed(cells.prompt_source)}; n = {counts} per cell. Baseline: {baseline}.",
     ]
+
+
+def _by_pair(facts: list[str], pairs: pd.Series) -> str:
+    """Each fact once, with the pairs that it holds for where that is not all of them."""
+    holds: dict[str, dict[str, None]] = {}
+    for fact, pair in zip(facts, pairs, strict=True):
+        holds.setdefault(fact, {})[pair] = None
+    return "; ".join(
+        fact if len(names) == pairs.nunique() else f"{fact} ({'; '.join(names)})"
+        for fact, names in holds.items()
+    )
 
 
 def _listed(values: pd.Series) -> str:

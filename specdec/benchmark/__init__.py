@@ -1,0 +1,1 @@
+"""The benchmark: what a pair costs on this machine, beside what its bytes allow."""

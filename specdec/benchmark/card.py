@@ -1,0 +1,181 @@
+"""The card of a benchmark: the machine, the bytes of the models, and the speed these allow.
+
+A decoding step reads every weight once, and the cache of what was read before. Divided by the
+bandwidth that a plain copy reaches here, these bytes give the least time that a step can take.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from specdec.models.wrapper import ModelWrapper
+from specdec.profiling.timer import CUDATimer
+
+MIB = 2**20
+COPIES = 11  # timed; the median counts
+SMALLEST_BUFFER, LARGEST_BUFFER = 256 * MIB, 1024 * MIB
+GPU_STATE = ["clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem"]
+GPU_STATE += ["power.draw", "power.limit", "temperature.gpu"]
+
+
+def model_card(wrapper: ModelWrapper, context: float, bandwidth: float) -> dict[str, Any]:
+    """Bytes that one step of a model reads after `context` tokens; what `bandwidth` (B/s) allows.
+
+    `in_cache` says whether the weights fit into the last-level cache of the processor, from which
+    they can be read faster than `bandwidth`; None where the size of that cache isn't told.
+    """
+    weights, cache = weight_bytes(wrapper), cache_bytes_per_token(wrapper)
+    step = weights + cache * context
+    last_level = last_level_cache() if wrapper.device.type == "cpu" else 0
+    return {
+        "weight_bytes_per_token": weights,
+        "cache_bytes_per_token": cache,
+        "step_bytes": step,
+        "tokens_per_s": bandwidth / step,
+        "in_cache": None if last_level is None else weights < last_level,
+    }
+
+
+def round_card(
+    draft: dict[str, Any], target: dict[str, Any], K: int, bandwidth: float
+) -> dict[str, float]:
+    """What `bandwidth` (B/s) allows a round of K draft passes and one target pass.
+
+    `draft` and `target` are of `model_card`.
+    """
+    seconds = (K * draft["step_bytes"] + target["step_bytes"]) / bandwidth
+    return {
+        "ms": seconds * 1e3,
+        "rounds_per_s": 1 / seconds,
+        "most_tokens_per_s": (K + 1) / seconds,
+    }
+
+
+def weight_bytes(wrapper: ModelWrapper) -> int:
+    """Bytes of weights that a step reads: all but the tables of which it looks up one row.
+
+    An input embedding that is the output head as well is read whole.
+    """
+    head = wrapper.model.get_output_embeddings()
+    head_at = None if head is None else head.weight.data_ptr()
+    tables = {
+        module.weight.data_ptr(): module.weight.nbytes
+        for module in wrapper.model.modules()
+        if isinstance(module, torch.nn.Embedding) and module.weight.data_ptr() != head_at
+    }
+    return round(wrapper.memory_footprint_mb * MIB) - sum(tables.values())
+
+
+def cache_bytes_per_token(wrapper: ModelWrapper) -> int:
+    """Bytes of keys and values that a token leaves in the cache, as a pass over one token shows."""
+    _, cache = wrapper.forward(torch.zeros(1, 1, dtype=torch.long), logits_to_keep=1)
+    return sum(keys.nbytes + values.nbytes for keys, values in cache)
+
+
+def copy_bandwidth(device: torch.device) -> dict[str, float]:
+    """Measured speed of a plain copy, read and write counted: `bytes_per_s`, `buffer_bytes`.
+
+    The buffer is 1 GiB on a GPU; elsewhere as large as the last-level cache, within 256 MiB and
+    1 GiB, so that source and copy together do not fit into it.
+    """
+    size = LARGEST_BUFFER
+    if device.type == "cpu":
+        size = min(max(last_level_cache() or 0, SMALLEST_BUFFER), LARGEST_BUFFER)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.zeros_like(source)
+    seconds = []
+    for _ in range(COPIES + 1):
+        with CUDATimer(device) as timer:
+            target.copy_(source)
+        seconds.append(timer.elapsed_ms / 1e3)
+    return {"bytes_per_s": 2 * size / median(seconds[1:]), "buffer_bytes": size}
+
+
+def last_level_cache() -> int | None:
+    """Bytes of the processor's largest cache; None where the system does not tell."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    try:
+        return max(int(path.read_text().strip().removesuffix("K")) * 1024 for path in sizes)
+    except (OSError, ValueError):
+        return None
+
+
+def gpu_state(device: torch.device) -> dict[str, float] | None:
+    """Clocks (MHz), power (W) and temperature (°C) now; None without a GPU or `nvidia-smi`."""
+    if device.type != "cuda":
+        return None
+    gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["nvidia-smi", "-i", gpu, f"--query-gpu={','.join(GPU_STATE)}"]
+    try:
+        done = subprocess.run(
+            [*query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        values = [float(value) for value in done.stdout.split(",")]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return dict(zip(GPU_STATE, values, strict=True))
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The card as lines for people; `card` is that of `specdec.benchmark.run.benchmark`."""
+    environment, bandwidth = card["environment"], card["copy_bandwidth"]
+    lines = [
+        f"pair        {card['pair']}: {card['draft']['model']} → {card['target']['model']}",
+        f"acceptance  {card['acceptance']}",
+        f"device      {environment['device']}, {environment['threads']} thread(s), "
+        f"TF32 {'on' if environment['tf32'] else 'off'}",
+        f"software    torch {environment['torch']}, transformers {environment['transformers']}",
+        f"engine      asked {card['engine']['asked']}, got {_engines(card['engine']['got'])}",
+        f"copy        {bandwidth['bytes_per_s'] / 1e9:.1f} GB/s, read and write counted, "
+        f"buffer {bandwidth['buffer_bytes'] / MIB:.0f} MiB",
+    ]
+    for side in ("target", "draft"):
+        model = card[side]
+        lines.append(
+            f"{side:<11} {model['weight_bytes_per_token'] / MIB:.2f} MiB of weights a token, "
+            f"{model['cache_bytes_per_token'] / 1024:.1f} KiB of cache a token of context; "
+            f"allowed: {model['tokens_per_s']:.0f} tokens/s"
+        )
+    for K, allowed in card["rounds"].items():
+        lines.append(
+            f"{f'round K={K}':<11} allowed: {allowed['ms']:.3f} ms, so "
+            f"{allowed['rounds_per_s']:.0f} rounds/s, at most {allowed['most_tokens_per_s']:.0f} "
+            "tokens/s (all accepted)"
+        )
+    lines.append(
+        f"workload    {card['prompts']} prompts, {card['mean_prompt_tokens']:.0f} tokens on "
+        f"average; bytes counted at a context of {card['context']:.0f}"
+    )
+    if card["target"]["in_cache"] or card["draft"]["in_cache"]:
+        lines.append(
+            "note        weights that fit into the processor's last-level cache may be read from "
+            "it, faster than a copy: a share above 100 % is possible"
+        )
+    if card["gpu"] is not None:
+        lines.append(f"gpu         {format_gpu(card['gpu'])}")
+    return "\n".join(lines)
+
+
+def format_gpu(state: dict[str, float]) -> str:
+    """One line of what `gpu_state` gives."""
+    return ", ".join(f"{name} {value:g}" for name, value in state.items()) + " (MHz, W, °C)"
+
+
+def _engines(got: dict[str, dict[str, str | None]]) -> str:
+    """`eager (no compiler)`, or, where the arms differ, that of each."""
+    told = {
+        arm: f"{engine['engine']} ({engine['reason']})" if engine["reason"] else engine["engine"]
+        for arm, engine in got.items()
+    }
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return ", ".join(f"{arm}: {engine}" for arm, engine in told.items())

@@ -1,0 +1,146 @@
+"""The table of a benchmark: figures of each arm, with 95 % intervals over the prompts.
+
+Every figure is a ratio of totals over the prompts; its interval resamples prompts, and what was
+measured on one prompt stays together, whichever arm measured it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from specdec.analysis.cells import cost_ratios
+from specdec.analysis.statistics import bootstrap_interval, ratio
+from specdec.analysis.theory import speedup as speedup_of_parts
+from specdec.benchmark.arms import AMOUNTS, Run
+
+Totals = dict[str, np.ndarray]  # of each of AMOUNTS
+Estimate = dict[str, float]  # value, low, high
+COSTS = ["c", "v", "h", "h0"]
+#: The figures of a row that depend on how often the draft is right.
+BY_ACCEPTANCE = ["tokens_per_s", "tokens_per_s_with_prefill", "S", "S_with_prefill", "tau", "alpha"]
+
+
+def amounts(runs: list[Run]) -> np.ndarray:
+    """AMOUNTS of an arm, `[prompts, amounts]`."""
+    return np.array([[run.amounts[name] for name in AMOUNTS] for run in runs], dtype=float)
+
+
+def estimate(statistic: Callable[..., np.ndarray | float], *arms: np.ndarray) -> Estimate:
+    """A statistic of the totals of one or more arms (each `[prompts, amounts]`), with interval."""
+
+    def of_totals(totals: np.ndarray) -> np.ndarray | float:
+        blocks = np.split(totals, len(arms))
+        return statistic(*(dict(zip(AMOUNTS, block, strict=True)) for block in blocks))
+
+    together = np.hstack(arms)
+    low, high = bootstrap_interval([together], of_totals)
+    return {"value": float(of_totals(together.sum(axis=0))), "low": float(low), "high": float(high)}
+
+
+def tokens_per_s(arm: Totals) -> np.ndarray | float:
+    """Of decoding, after the first hand-over."""
+    return ratio(arm["steps"], arm["decode_s"])
+
+
+def tokens_per_s_with_prefill(arm: Totals) -> np.ndarray | float:
+    return ratio(arm["tokens"], arm["total_s"])
+
+
+def ms_per_round(arm: Totals) -> np.ndarray | float:
+    """Of rounds in which K tokens were drafted; without a draft a round is a step."""
+    return 1e3 * ratio(arm["full_rounds_s"], arm["full_rounds"])
+
+
+def speedup(arm: Totals, baseline: Totals) -> np.ndarray | float:
+    """How many times faster the first decodes than the second."""
+    return ratio(tokens_per_s(arm), tokens_per_s(baseline))
+
+
+def speedup_with_prefill(arm: Totals, baseline: Totals) -> np.ndarray | float:
+    return ratio(tokens_per_s_with_prefill(arm), tokens_per_s_with_prefill(baseline))
+
+
+def speedup_of_rounds(arm: Totals, baseline: Totals) -> np.ndarray | float:
+    """How many times less a round of the first takes than one of the second."""
+    return ratio(ms_per_round(baseline), ms_per_round(arm))
+
+
+def costs(K: int, arm: Totals, baseline: Totals) -> dict[str, np.ndarray | float]:
+    """c, v, h and h₀."""
+    values = cost_ratios(
+        K,
+        arm["rounds"],
+        arm["draft_ms"],
+        arm["verify_ms"],
+        arm["decode_s"] * 1e3,
+        baseline["steps"],
+        baseline["verify_ms"],
+        baseline["decode_s"] * 1e3,
+    )
+    return dict(zip(COSTS, values, strict=True))
+
+
+def geometric_mean(comparison: Callable, ours: list[np.ndarray], theirs: list[np.ndarray]):
+    """The geometric mean over K of `comparison(ours, theirs)`, with interval."""
+
+    def mean(*arms: Totals) -> np.ndarray | float:
+        half = len(arms) // 2
+        pairs = zip(arms[:half], arms[half:], strict=True)
+        return np.exp(np.mean([np.log(comparison(*pair)) for pair in pairs], axis=0))
+
+    return estimate(mean, *ours, *theirs)
+
+
+def speeds(runs: list[Run], baseline: list[Run], allowed_ms: float) -> dict[str, Any]:
+    """How fast an arm is; `allowed_ms` is what the bandwidth allows its round or step."""
+    own, alone = amounts(runs), amounts(baseline)
+    return {
+        "tokens_per_s": estimate(tokens_per_s, own),
+        "tokens_per_s_with_prefill": estimate(tokens_per_s_with_prefill, own),
+        "ms_per_round": estimate(ms_per_round, own),
+        "share_of_bandwidth": estimate(lambda arm: ratio(allowed_ms, ms_per_round(arm)), own),
+        "S": estimate(speedup, own, alone),
+        "S_with_prefill": estimate(speedup_with_prefill, own, alone),
+        "peak_memory_mib": max(run.peak_memory_mb for run in runs),
+    }
+
+
+def acceptances(runs: list[Run]) -> dict[str, Estimate]:
+    """τ and α of a speculative arm."""
+    own = amounts(runs)
+    return {
+        "tau": estimate(lambda arm: ratio(arm["steps"], arm["rounds"]), own),
+        "alpha": estimate(lambda arm: ratio(arm["accepted"], arm["proposed"]), own),
+    }
+
+
+def parts(K: int, tau: float, runs: list[Run], baseline: list[Run]) -> dict[str, Any]:
+    """c, v, h and h₀ of a speculative arm, and S put together from them (`S_parts`)."""
+    both = amounts(runs), amounts(baseline)
+    found = {
+        name: estimate(lambda own, alone, name=name: costs(K, own, alone)[name], *both)
+        for name in COSTS
+    }
+    values = (found[name]["value"] for name in COSTS)
+    return found | {"S_parts": float(speedup_of_parts(tau, K, *values))}
+
+
+def differences(runs: dict[str, list[Run]], prompt_ids: list[str]) -> dict[str, dict[str, int]]:
+    """Where each arm's tokens first differ from the baseline's: position by prompt, by arm."""
+    return {
+        name: {
+            prompt_id: _first_difference(run.ids, alone.ids)
+            for prompt_id, run, alone in zip(prompt_ids, arm, runs["baseline"], strict=True)
+            if run.ids != alone.ids
+        }
+        for name, arm in runs.items()
+        if name != "baseline"
+    }
+
+
+def _first_difference(ids: list[int], others: list[int]) -> int:
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))

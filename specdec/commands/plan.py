@@ -1,0 +1,54 @@
+"""Say what a pair would need and gain on this machine, before anything is downloaded."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pair", required=True, help="name in the registry, e.g. gpt2_dev")
+    parser.add_argument("--registry", help="pairs file; default: config/pairs.yaml")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument(
+        "--dtype-override",
+        default="none",
+        choices=["none", "float32", "float16", "bfloat16", "int4"],
+        help="dtype of both models; none: what the registry says",
+    )
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8], help="draft tokens")
+    parser.add_argument("--context", type=int, default=256, help="tokens in the cache")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the processor")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="how long to measure, about (at least)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    # Late, so that `--help` and a wrong argument answer at once.
+    import json
+
+    from specdec.models.loader import resolve_device
+    from specdec.models.registry import get_pair
+    from specdec.planning.costs import make_request, measure_costs
+    from specdec.planning.page import format_card, format_table
+    from specdec.planning.plan import make_card, make_plan
+    from specdec.utils.errors import SpecdecError
+    from specdec.utils.reproducibility import set_threads
+
+    for name, least in (("k", min(arguments.k)), ("context", arguments.context)):
+        if least < 1:
+            raise SpecdecError(f"--{name}: {least} is below 1")
+    set_threads(arguments.threads)
+    request = make_request(
+        get_pair(arguments.pair, arguments.registry),
+        sorted(set(arguments.k)),
+        arguments.context,
+        resolve_device(arguments.device),
+        arguments.seconds,
+        None if arguments.dtype_override == "none" else arguments.dtype_override,
+    )
+    card = make_card(request)
+    print(format_card(card), flush=True)
+    plan = make_plan(card, measure_costs(request))
+    print(f"{format_table(plan)}\n")
+    print(json.dumps(plan, ensure_ascii=False))

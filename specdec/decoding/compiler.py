@@ -1,0 +1,130 @@
+"""Compile a module ahead of time for a CPU, once: the outcome is kept on disk for other processes.
+
+The compiler is PyTorch's (`torch.export`, then AOTInductor), which writes and builds C++. What it
+makes depends on shapes and code, not on weights: those are lent to it when it is loaded, so a file
+takes a few MB and a second process starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils._pytree import tree_map_only
+
+from specdec.utils.digest import code_digest
+from specdec.utils.files import exclusive_lock
+from specdec.utils.logging import get_logger
+from specdec.utils.reproducibility import processor_name
+
+log = get_logger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where compiled pieces are kept: `$SPECDEC_CACHE`, else in the user's cache folder."""
+    named = os.environ.get("SPECDEC_CACHE")
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(user) / "specdec"
+
+
+def compile_ahead(
+    module: torch.nn.Module, example: tuple, dynamic_shapes: tuple, identity: dict[str, Any]
+) -> Callable:
+    """A callable that does what `module` does, compiled now or found on disk.
+
+    Args:
+        module: reads its arguments' values nowhere on the host; may write into argument tensors.
+        example: arguments of the shapes to come.
+        dynamic_shapes: of `torch.export.export`; what is not named there is fixed.
+        identity: what decides the code besides the shapes of arguments and weights (JSON).
+
+    Raises:
+        Exception: whatever the compiler says about a module that it cannot do.
+    """
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    weights |= dict(module.named_buffers(remove_duplicate=False))
+    path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
+    name = type(module).__name__
+    with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
+        if not path.exists():
+            log.info("compiling %s …", name)
+            began = time.perf_counter()
+            _compile(module, example, dynamic_shapes, path)
+            log.info("compiled %s in %.0f s", name, time.perf_counter() - began)
+    return _load(path, weights)
+
+
+def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
+    """Build the package at `path`; it appears there whole."""
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes, strict=False)
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(unfinished),
+            # The weights stay where they are; `_load` lends them.
+            inductor_configs={"aot_inductor.package_constants_in_so": False},
+        )
+    # Constants that tracing found and that are nobody's weights.
+    found = {name: value for name, value in program.constants.items() if torch.is_tensor(value)}
+    torch.save(found, path.with_suffix(".constants"))
+    unfinished.replace(path)
+
+
+def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
+    with _quiet():
+        package = torch._inductor.aoti_load_package(str(path))
+        known = torch.load(path.with_suffix(".constants")) | weights
+        lent = {name: known[name].detach() for name in package.get_constant_fqns()}
+        package.load_constants(lent, check_full_update=True, user_managed=True)
+    package.lent = lent  # they must live as long as it does
+    return package
+
+
+def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
+    """A name for the outcome: of all that the compiler's output depends on."""
+    shapes = []
+    tree_map_only(torch.Tensor, lambda t: shapes.append(_form(t)), example)
+    everything = {
+        "module": type(module).__name__,
+        "identity": identity,
+        "weights": {name: _form(weight) for name, weight in weights.items()},
+        "arguments": shapes,
+        "code": code_digest(__name__.replace("compiler", "pieces")),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],
+        "threads": torch.get_num_threads(),  # written into the loops
+    }
+    text = json.dumps(everything, sort_keys=True, default=str)
+    return f"{type(module).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+
+def _form(tensor: torch.Tensor) -> list:
+    return [list(tensor.shape), list(tensor.stride()), str(tensor.dtype)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the compiler's advice to its own developers out of a user's output."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

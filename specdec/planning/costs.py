@@ -1,0 +1,210 @@
+"""c, v(K) and h of a pair's shapes on this machine, each with an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+from specdec.analysis.statistics import LEVEL
+from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.generation import check_context
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models.memory_check import available_bytes, check_memory, needed_bytes
+from specdec.models.random_weights import load_random_weights
+from specdec.models.registry import ModelPair, ModelSide, with_random_weights
+from specdec.models.wrapper import ModelWrapper
+from specdec.planning.measure import (
+    ROUNDS,
+    interleave,
+    reader,
+    time_pass,
+    time_round_rest,
+    time_rule,
+    time_step_rest,
+)
+from specdec.utils.logging import get_logger
+
+log = get_logger("plan")
+
+ACCEPTANCE = 0.8  # forced in the rounds that are timed; what a round costs hardly depends on it
+FEWEST_PASSES, FEWEST_ROUNDS = 7, 2  # samples of each kind, however long they take
+DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is asked for; both sides have random weights."""
+
+    pair: str
+    draft: ModelSide
+    target: ModelSide
+    draft_tokens: list[int]  # the K
+    context: int  # tokens in the cache
+    device: torch.device
+    seconds: float  # how long to measure, about
+
+    @cached_property
+    def needed(self) -> float:
+        """Bytes that both models need together."""
+        return needed_bytes([self.draft, self.target], self.device)
+
+    @property
+    def both_fit(self) -> bool:
+        return self.needed <= available_bytes(self.device)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A ratio of medians, with its 95 % interval (NaN where it was measured once)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured; ratios count in target steps."""
+
+    c: Estimate
+    v: dict[int, Estimate]  # by K
+    h: dict[int, Estimate]
+    h0: Estimate
+    draft_step: float  # seconds
+    target_step: float
+    overhead_of: str  # what h was measured on
+
+
+def make_request(
+    pair: ModelPair,
+    draft_tokens: list[int],
+    context: int,
+    device: torch.device,
+    seconds: float,
+    dtype: str | None = None,
+) -> Request:
+    """A plan for the shapes of a registered pair; `dtype` replaces that of both sides."""
+    sides = [with_random_weights(side) for side in (pair.draft, pair.target)]
+    if dtype is not None:
+        sides = [replace(side, dtype=dtype) for side in sides]
+    return Request(pair.name, *sides, draft_tokens, context, device, seconds)
+
+
+def measure_costs(request: Request) -> Costs:
+    """Measure a pair's shapes, together where they fit, else one after the other.
+
+    Raises:
+        SpecdecError: where not even one of them fits, or the context is too short.
+    """
+    return _measure_together(request) if request.both_fit else _measure_apart(request)
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray, paired: bool) -> Estimate:
+    """Median ÷ median of times `[n]` and `[m]`; paired ones were taken in turn, and n is m."""
+
+    def statistic(above, below, axis):
+        return np.median(above, axis=axis) / np.median(below, axis=axis)
+
+    value = float(statistic(numerator, denominator, 0))
+    if min(len(numerator), len(denominator)) < 2:
+        return Estimate(value, float("nan"), float("nan"))
+    interval = bootstrap(
+        (numerator, denominator),
+        statistic,
+        paired=paired,
+        n_resamples=DRAWS,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
+def _measure_together(request: Request) -> Costs:
+    draft, target = (_load(side, request) for side in (request.draft, request.target))
+    log.info("timing single passes …")
+    passes = _passes("draft", draft, [1], request) | _target_passes(target, request)
+    times = interleave(passes, request.seconds / 2, FEWEST_PASSES)
+    if draft.vocab_size == target.vocab_size:
+        rests = _round_rests(draft, target, request)
+        fewest, overhead_of = FEWEST_ROUNDS, f"rounds with acceptance forced at {ACCEPTANCE}"
+    else:
+        rests = _rule_rests(target, request)
+        fewest, overhead_of = FEWEST_PASSES, "the acceptance rule alone (two vocabulary sizes)"
+    log.info("timing %s …", overhead_of)
+    times |= interleave(rests, request.seconds / 2, fewest)
+    return _costs(times, request, overhead_of, paired=True)
+
+
+def _measure_apart(request: Request) -> Costs:
+    for side in (request.draft, request.target):
+        check_memory(f"pair {request.pair}, {side.label} alone", [side], request.device)
+    times = _time_target_alone(request) | _time_draft_alone(request)
+    return _costs(times, request, "the acceptance rule alone (one model at a time fits)", False)
+
+
+def _time_target_alone(request: Request) -> dict[str, np.ndarray]:
+    target = _load(request.target, request)
+    log.info("timing the target's passes and the acceptance rule …")
+    passes = _target_passes(target, request) | _rule_rests(target, request)
+    return interleave(passes, request.seconds * 3 / 4, FEWEST_PASSES)
+
+
+def _time_draft_alone(request: Request) -> dict[str, np.ndarray]:
+    draft = _load(request.draft, request)
+    log.info("timing the draft's passes …")
+    return interleave(_passes("draft", draft, [1], request), request.seconds / 4, FEWEST_PASSES)
+
+
+def _load(side: ModelSide, request: Request) -> ModelWrapper:
+    log.info("random weights ← %s", side.label)
+    wrapper = load_random_weights(side, str(request.device))
+    longest = request.context + 1 + ROUNDS * (max(request.draft_tokens) + 1)
+    longest += max(request.draft_tokens)
+    check_context(wrapper, longest, "--context and what is decoded behind it")
+    return wrapper
+
+
+def _passes(name: str, wrapper: ModelWrapper, counts: list[int], request: Request) -> dict:
+    """Measures `name 1`, `name 5`, … of passes over as many tokens."""
+    session = reader(wrapper, request.context)
+    return {f"{name} {n}": lambda n=n: time_pass(wrapper, session, n) for n in counts}
+
+
+def _target_passes(target: ModelWrapper, request: Request) -> dict:
+    return _passes("target", target, [1, *(k + 1 for k in request.draft_tokens)], request)
+
+
+def _round_rests(draft: ModelWrapper, target: ModelWrapper, request: Request) -> dict:
+    """Measures `rest K` of real rounds, and `rest 0` of the baseline's steps."""
+    alone = AutoregressiveDecoder(target, engine="eager")
+    rests = {"rest 0": lambda: time_step_rest(alone, request.context)}
+    for k in request.draft_tokens:
+        both = SpeculativeDecoder(draft, target, k, engine="eager", synthetic_acceptance=ACCEPTANCE)
+        rests[f"rest {k}"] = lambda both=both: time_round_rest(both, request.context)
+    return rests
+
+
+def _rule_rests(target: ModelWrapper, request: Request) -> dict:
+    """Measures `rest K` of the acceptance rule, on logits of the target's size."""
+    most = max(request.draft_tokens) + 1
+    logits = torch.randn(most, target.vocab_size).to(target.device, target.model.dtype)
+    counts = [0, *request.draft_tokens]
+    return {f"rest {k}": lambda k=k: time_rule(logits[: k + 1]) for k in counts}
+
+
+def _costs(times: dict, request: Request, overhead_of: str, paired: bool) -> Costs:
+    step, ks = times["target 1"], request.draft_tokens
+    return Costs(
+        c=ratio(times["draft 1"], step, paired),
+        v={k: ratio(times[f"target {k + 1}"], step, paired=True) for k in ks},
+        h={k: ratio(times[f"rest {k}"], step, paired=False) for k in ks},
+        h0=ratio(times["rest 0"], step, paired=False),
+        draft_step=float(np.median(times["draft 1"])),
+        target_step=float(np.median(step)),
+        overhead_of=overhead_of,
+    )

@@ -1,0 +1,94 @@
+"""The times that a plan rests on: one function a quantity, each in seconds, each of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.rejection import match
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models.wrapper import ModelWrapper, Session
+from specdec.profiling.timer import cuda_sync_time
+
+ROUNDS = 2  # at least, in a sample of what a round costs besides its passes
+
+
+def random_tokens(wrapper: ModelWrapper, count: int) -> torch.Tensor:
+    """`[count]` token ids, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(wrapper.vocab_size, (count,), generator=generator).to(wrapper.device)
+
+
+def reader(wrapper: ModelWrapper, context: int) -> Session:
+    """A session that has read `context` tokens."""
+    session = Session(wrapper)
+    session.feed(random_tokens(wrapper, context), keep=1)
+    return session
+
+
+def time_pass(wrapper: ModelWrapper, session: Session, count: int) -> float:
+    """One pass over `count` tokens behind what the session has read, which it then forgets."""
+    context, tokens = session.length, random_tokens(wrapper, count)
+    begin = cuda_sync_time(wrapper.device)
+    session.feed(tokens, keep=count)
+    elapsed = cuda_sync_time(wrapper.device) - begin
+    session.roll_back(context)
+    return elapsed
+
+
+def time_round_rest(decoder: SpeculativeDecoder, context: int) -> float:
+    """What a speculative round takes besides its draft steps and its verification."""
+    budget = 1 + ROUNDS * (decoder.num_draft_tokens + 1)
+    result = _generate(decoder, context, budget)
+    passes = (result.draft_time_total_ms + result.verify_time_total_ms) / 1e3
+    return (result.decode_time - passes) / result.num_speculation_rounds
+
+
+def time_step_rest(decoder: AutoregressiveDecoder, context: int) -> float:
+    """What a step of the baseline takes besides its pass."""
+    steps = 8
+    result = _generate(decoder, context, 1 + steps)
+    return (result.decode_time - result.phase_times_ms["verify"] / 1e3) / steps
+
+
+def time_rule(logits: torch.Tensor) -> float:
+    """The greedy acceptance rule alone, from logits `[K+1, V]` to token ids on the host.
+
+    With one row it is the baseline's choice of a token.
+    """
+    valid = torch.ones(len(logits) - 1, dtype=torch.bool, device=logits.device)
+    begin = cuda_sync_time(logits.device)
+    tokens = [row.argmax(-1) for row in logits[:-1]]  # the draft's choices, a step each
+    drafted = torch.stack(tokens) if tokens else logits.new_zeros(0, dtype=torch.long)
+    count, following = match(logits.argmax(-1), drafted, valid)
+    torch.cat([drafted, torch.stack([count, following])]).tolist()
+    return perf_counter() - begin
+
+
+def interleave(
+    measures: dict[str, Callable[[], float]], seconds: float, at_least: int
+) -> dict[str, np.ndarray]:
+    """Samples of each measure, taken in turn for about `seconds`, each as often as the others.
+
+    The first of each is a warm-up and not counted. The order turns round every time, so that a
+    machine that slows down does so for all.
+    """
+    for measure in measures.values():
+        measure()
+    samples = {name: [] for name in measures}
+    order = list(measures)
+    end = perf_counter() + seconds
+    while perf_counter() < end or len(samples[order[0]]) < at_least:
+        for name in order:
+            samples[name].append(measures[name]())
+        order.reverse()
+    return {name: np.array(values) for name, values in samples.items()}
+
+
+def _generate(decoder: AutoregressiveDecoder | SpeculativeDecoder, context: int, budget: int):
+    prompt = random_tokens(decoder.target, context)
+    return decoder.generate(prompt, budget, seed=0, eos_token_id=None)

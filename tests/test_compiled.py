@@ -1,0 +1,351 @@
+"""The fast engine gives the reference's tokens: the same output, the same counts, every round.
+
+Most tests run its pieces as they are before compilation, since compiling takes seconds a piece; a
+few compile. On a GPU the same pieces are captured: tests/test_capture.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specdec.decoding import compiled, compiler, pieces
+from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.compiled import CompiledEngine
+from specdec.decoding.sampling import Greedy, Warp
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.utils.errors import SpecdecError
+from tests.distribution import SIGNIFICANCE, joint_fit
+from tests.tiny import KINDS, make_model, make_tokenizer, perturbed, table_pair, wrap
+
+PROMPTS = [[5, 9, 2, 7, 300], [11], list(range(20, 60))]
+SAMPLING = [
+    dict(temperature=0.0),
+    dict(temperature=0.8),
+    dict(temperature=1.0, top_k=5),
+    dict(temperature=0.7, top_p=0.9),
+]
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The pieces as they are, without the compiler."""
+    monkeypatch.setattr(compiled, "compile_ahead", lambda module, *rest: module)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def models(request):
+    """`(draft, target)` in float64, of each architecture."""
+    target = make_model(request.param, dtype=torch.float64)
+    return wrap(perturbed(target)), wrap(target)
+
+
+def both_engines(make, prompt, tokens=30, **settings):
+    """The results of the reference and of the fast engine, which must have run."""
+    reference = make("eager").generate(prompt, tokens, seed=3, **settings)
+    fast = make("compiled").generate(prompt, tokens, seed=3, **settings)
+    assert (reference.engine, fast.engine) == ("eager", "compiled")
+    return reference, fast
+
+
+def assert_same(reference, fast):
+    assert fast.generated_ids == reference.generated_ids
+    assert fast.accepted_per_round == reference.accepted_per_round
+    assert fast.proposed_per_round == reference.proposed_per_round
+    assert fast.finish_reason == reference.finish_reason
+
+
+@pytest.mark.parametrize("settings", SAMPLING, ids=str)
+@pytest.mark.parametrize("k", [1, 4])
+def test_rounds_of_fixed_shape_give_the_references_tokens(uncompiled, models, k, settings):
+    for prompt in PROMPTS:
+        results = both_engines(
+            lambda engine: SpeculativeDecoder(*models, k, engine=engine),
+            prompt,
+            eos_token_id=None,
+            **settings,
+        )
+        assert_same(*results)
+        assert results[1].engine_reason is None
+
+
+@pytest.mark.parametrize("settings", SAMPLING, ids=str)
+def test_the_baseline_gives_the_references_tokens(uncompiled, models, settings):
+    results = both_engines(
+        lambda engine: AutoregressiveDecoder(models[1], engine=engine),
+        PROMPTS[0],
+        eos_token_id=None,
+        **settings,
+    )
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_coupled_rounds_give_the_coupled_baselines_tokens(uncompiled, models, temperature):
+    reference = AutoregressiveDecoder(models[1], coupled=True, engine="eager")
+    fast = SpeculativeDecoder(*models, 3, coupled=True, engine="compiled")
+    settings = dict(temperature=temperature, seed=4, eos_token_id=None)
+    ours = fast.generate(PROMPTS[0], 30, **settings)
+    assert ours.generated_ids == reference.generate(PROMPTS[0], 30, **settings).generated_ids
+    assert ours.engine == "compiled"
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 7])
+def test_no_budget_is_overrun(uncompiled, models, budget):
+    for k in (1, 4):
+        results = both_engines(
+            lambda engine, k=k: SpeculativeDecoder(*models, k, engine=engine),
+            PROMPTS[0],
+            budget,
+            eos_token_id=None,
+        )
+        assert_same(*results)
+        assert results[1].num_tokens == budget
+
+
+def test_an_end_token_inside_a_block_is_the_last(uncompiled):
+    target = wrap(make_model(dtype=torch.float64))
+    free = AutoregressiveDecoder(target).generate(PROMPTS[0], 30, eos_token_id=None)
+    for place in (1, 2, 5):
+        end = [free.generated_ids[place], 383]
+        results = both_engines(
+            lambda engine: SpeculativeDecoder(target, target, 4, engine=engine),
+            PROMPTS[0],
+            eos_token_id=end,
+        )
+        assert_same(*results)
+        assert results[1].generated_ids[-1] == end[0] and results[1].finish_reason == "stop"
+
+
+def test_a_finished_sequence_does_not_advance():
+    decision = pieces.Decision(Greedy, 0, 1.0)
+    logits = torch.eye(4, dtype=torch.float64)[[1, 2, 3]]  # the target chooses 1, 2, 3
+    block, state = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 5, 6, 2, 0])
+
+    def decide(limits, state=state):
+        q, noise = torch.zeros(0), torch.zeros(2, dtype=torch.bool)
+        padded = torch.tensor(limits + [-1] * (9 - len(limits)))
+        return decision(logits, block, q, state, padded, noise, torch.ones(()))
+
+    result, moved = decide([100])
+    assert result.tolist() == [2, 1, 2, 3] and moved.tolist() == [2, 3, 8, 9, 5, 0]
+    _, moved = decide([100, 2])  # the second token is an end
+    assert moved.tolist() == [1, 2, 7, 8, 4, 1]
+    assert decide([100, 2], moved)[1].tolist() == moved.tolist()
+    _, moved = decide([3])  # room for one token
+    assert moved.tolist() == [0, 1, 6, 7, 3, 0]
+    assert decide([3], moved)[1].tolist() == moved.tolist()
+
+
+def test_a_draft_may_read_another_prompt(uncompiled, models):
+    for own in ([3], [1, 2, 3, 4, 5, 6, 7, 8]):
+        results = both_engines(
+            lambda engine: SpeculativeDecoder(*models, 3, engine=engine),
+            PROMPTS[0],
+            draft_prompt_ids=own,
+            eos_token_id=None,
+        )
+        assert_same(*results)
+
+
+def test_logits_wider_than_the_tokenizer_are_cut_on_both_sides(uncompiled, tiny_tokenizer):
+    size = len(tiny_tokenizer)
+    target = make_model(vocab_size=size + 40, dtype=torch.float64)
+    draft = make_model(vocab_size=size + 8, dtype=torch.float64, seed=0)
+    wrappers = wrap(draft, tiny_tokenizer), wrap(target, tiny_tokenizer)
+    for settings in SAMPLING[:2]:
+        results = both_engines(
+            lambda engine: SpeculativeDecoder(*wrappers, 3, engine=engine),
+            PROMPTS[0],
+            eos_token_id=None,
+            **settings,
+        )
+        assert_same(*results)
+
+
+def test_a_long_output_grows_past_the_first_slots(uncompiled, models):
+    results = both_engines(
+        lambda engine: SpeculativeDecoder(*models, 3, engine=engine),
+        PROMPTS[0],
+        3 * compiled.SLOTS_STEP,
+        eos_token_id=None,
+    )
+    assert_same(*results)
+
+
+def test_a_request_knows_nothing_of_the_one_before(uncompiled, models):
+    decoder = SpeculativeDecoder(*models, 3, engine="compiled")
+    first = decoder.generate(PROMPTS[0], 30, eos_token_id=None)
+    decoder.generate(PROMPTS[2], 60, eos_token_id=None)
+    again = decoder.generate(PROMPTS[0], 30, eos_token_id=None)
+    assert_same(first, again)
+
+
+@pytest.mark.parametrize("method", ["intersection", "exact_match"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_of_another_vocabulary_has_the_targets_pass_compiled(
+    uncompiled, method, temperature
+):
+    mine, other = make_tokenizer(384), make_tokenizer(300)
+    target = wrap(make_model(vocab_size=len(mine), dtype=torch.float64), mine)
+    draft = wrap(make_model(vocab_size=len(other), dtype=torch.float64), other)
+    prompt = mine.encode("The quick brown")
+    results = both_engines(
+        lambda engine: SpeculativeDecoder(draft, target, 3, vocabulary=method, engine=engine),
+        prompt,
+        temperature=temperature,
+        eos_token_id=None,
+    )
+    assert_same(*results)
+    assert "draft runs eagerly" in results[1].engine_reason
+
+
+@pytest.mark.parametrize("warp", [dict(temperature=1.0), dict(temperature=0.8, top_k=2)], ids=str)
+def test_what_the_fast_engine_emits_follows_the_targets_distribution(uncompiled, warp):
+    decoder = SpeculativeDecoder(*table_pair(), 2, engine="compiled")
+    fit = joint_fit(decoder, [0, 1, 2], 4, 2000, **warp)
+    assert fit.p_value > SIGNIFICANCE, fit
+
+
+def caches_roll_back_one_too_few(monkeypatch):
+    right = pieces.Decision.forward
+
+    def forward(self, *arguments):
+        result, state = right(self, *arguments)
+        moved = state.clone()
+        moved[pieces.DRAFT_LENGTH : pieces.TARGET_LENGTH + 1] += 1
+        return result, moved
+
+    monkeypatch.setattr(pieces.Decision, "forward", forward)
+
+
+def temperature_forgotten_on_the_target(monkeypatch):
+    right = pieces.Decision.forward
+
+    def forward(self, logits, *arguments):
+        return right(self, logits * arguments[-1], *arguments)
+
+    monkeypatch.setattr(pieces.Decision, "forward", forward)
+
+
+def uniforms_of_the_wrong_place(monkeypatch):
+    right = pieces.DraftBlock.forward
+
+    def forward(self, state, noise, *rest):
+        return right(self, state, noise.roll(1, dims=1), *rest)  # draws with another purpose's
+
+    monkeypatch.setattr(pieces.DraftBlock, "forward", forward)
+
+
+MUTANTS = [
+    caches_roll_back_one_too_few,
+    temperature_forgotten_on_the_target,
+    uniforms_of_the_wrong_place,
+]
+
+
+@pytest.mark.parametrize("break_engine", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_the_joint_distribution_rejects_a_broken_round(uncompiled, monkeypatch, break_engine):
+    break_engine(monkeypatch)
+    decoder = SpeculativeDecoder(*table_pair(), 2, engine="compiled")
+    assert joint_fit(decoder, [0, 1, 2], 4, 2000, temperature=0.6).p_value < SIGNIFICANCE
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_synthetic_acceptance_accepts_at_its_rate(uncompiled, engine, rate):
+    draft, target = table_pair()
+    decoder = SpeculativeDecoder(draft, target, 3, engine=engine, synthetic_acceptance=rate)
+    result = decoder.generate([0, 1], 1500, seed=1, eos_token_id=None)
+    decided = sum(min(kept + 1, 3) for kept in result.accepted_per_round[:-1])
+    accepted = sum(result.accepted_per_round[:-1])
+    spread = (rate * (1 - rate) / decided) ** 0.5
+    assert abs(accepted / decided - rate) <= 4 * spread
+
+
+def test_synthetic_acceptance_samples_nothing():
+    decoder = SpeculativeDecoder(*table_pair(), 2, synthetic_acceptance=0.8)
+    with pytest.raises(SpecdecError, match="temperature 0"):
+        decoder.generate([0, 1], 5, temperature=0.7)
+    with pytest.raises(SpecdecError, match="outside"):
+        SpeculativeDecoder(*table_pair(), 2, synthetic_acceptance=1.5)
+
+
+@pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
+def test_a_whole_round_is_one_graph(models, settings):
+    """Traced by the compiler with no graph break, and nothing read on the host."""
+    decoder = SpeculativeDecoder(*models, 2)
+    sampler = decoder._sampler(Warp(**settings))
+    engine = CompiledEngine(models[1], models[0], 2)
+    modules = {name: engine._module(name, sampler) for name in engine.piece_names()}
+    caches = {
+        name: compiled.FixedCache(engine._sample(name)[1], 64).first(64) for name in engine.wrappers
+    }
+
+    def whole_round(state, noise, temperature, limits):
+        block, q = modules["draft"](state, noise, temperature, caches["draft"])
+        logits = modules["verify"](block, state, caches["target"])
+        return modules["decide"](logits, block, q, state, limits, noise, temperature)
+
+    noise = sampler.noise[:1].expand(64, *sampler.noise.shape[1:]).contiguous()
+    arguments = torch.tensor([5, 9, 0, 1, 1, 0]), noise, torch.ones(()), torch.tensor([20, -1])
+    torch._dynamo.reset()
+    traced = torch.compile(whole_round, fullgraph=True, dynamic=False, backend="eager")
+    for ours, theirs in zip(traced(*arguments), whole_round(*arguments), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_auto_is_eager_until_it_is_prepared(uncompiled, models):
+    decoder = SpeculativeDecoder(*models, 2)
+    result = decoder.generate(PROMPTS[0], 5)
+    assert result.engine == "eager" and "prepare()" in result.engine_reason
+    decoder.prepare()
+    assert decoder.generate(PROMPTS[0], 5).engine == "compiled"
+    assert decoder.generate(PROMPTS[0], 5, temperature=1.0).engine == "eager"
+
+
+def test_an_engine_that_there_is_not_is_refused(models):
+    with pytest.raises(SpecdecError, match="auto, eager, compiled"):
+        SpeculativeDecoder(*models, 2, engine="fast")
+
+
+def test_without_a_compiler_auto_says_so_and_runs_eagerly(monkeypatch, models):
+    def missing(*arguments, **settings):
+        raise RuntimeError("no working C++ compiler was found")
+
+    monkeypatch.setattr(compiled, "compile_ahead", missing)
+    decoder = SpeculativeDecoder(*models, 2)
+    decoder.prepare()
+    result = decoder.generate(PROMPTS[0], 5)
+    assert result.engine == "eager" and "no working C++ compiler" in result.engine_reason
+    with pytest.raises(SpecdecError, match="no working C\\+\\+ compiler.*auto"):
+        SpeculativeDecoder(*models, 2, engine="compiled").generate(PROMPTS[0], 5)
+
+
+def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(monkeypatch, models):
+    def only_targets(module, *rest):
+        if isinstance(module, pieces.DraftBlock):
+            raise RuntimeError("its library is not for compilers")
+        return module
+
+    monkeypatch.setattr(compiled, "compile_ahead", only_targets)
+    results = both_engines(lambda engine: SpeculativeDecoder(*models, 2, engine=engine), PROMPTS[0])
+    assert_same(*results)
+    assert "its library is not for compilers" in results[1].engine_reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
+def test_compiled_rounds_give_the_references_tokens(tmp_path, monkeypatch, settings):
+    """With the real compiler; a second decoder finds its work on disk."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    target = make_model("llama")
+    wrappers = wrap(perturbed(target)), wrap(target)
+    results = both_engines(
+        lambda engine: SpeculativeDecoder(*wrappers, 2, engine=engine), PROMPTS[0], **settings
+    )
+    assert_same(*results)
+    monkeypatch.setattr(compiler, "_compile", None)  # not to be called again
+    again = SpeculativeDecoder(*wrappers, 2, engine="compiled")
+    assert_same(results[0], again.generate(PROMPTS[0], 30, seed=3, **settings))
+    assert again.preparation_seconds < 5
