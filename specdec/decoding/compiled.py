@@ -5,16 +5,15 @@ It takes over after the prefill, which is the reference's own, and gives the ref
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
-from transformers import PreTrainedModel
 
 from specdec.decoding.capture import CapturedRound
 from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.generation import Generation, Round
+from specdec.decoding.narrow import lay_out_weights, narrow_attention
 from specdec.decoding.pieces import (
     STATE_SIZE,
     TARGET_LENGTH,
@@ -102,7 +101,7 @@ class CompiledEngine:
         if name not in self._samples:
             wrapper = self.wrappers[name]
             if self.device.type == "cpu":
-                lay_out_for_narrow_products(wrapper.model)
+                lay_out_weights(wrapper.model)
             logits, cache = wrapper.forward(torch.zeros(1, 1, dtype=torch.long))
             self._samples[name] = logits[0], cache
         return self._samples[name]
@@ -128,7 +127,7 @@ class CompiledEngine:
         if piece == "draft":
             own = self.wrappers["draft"].vocab_size
             identity |= {"sampler": str(kind(sampler)), "k": self.k, "own": own}
-        with explicit_attention(model):
+        with narrow_attention(model):
             return compile_ahead(module, arguments, shapes, identity)
 
     def _example(self, piece: str, sampler: Sampler) -> tuple[tuple, tuple]:
@@ -263,31 +262,6 @@ def limits_of(run: Generation) -> torch.Tensor:
     """
     ends = sorted(run.end_ids)[:END_TOKENS]
     return torch.tensor([run.max_new_tokens, *ends, *[-1] * (END_TOKENS - len(ends))])
-
-
-def lay_out_for_narrow_products(model: torch.nn.Module) -> None:
-    """Store each linear layer's weight `[out, in]` column by column.
-
-    A product with a few rows then streams the weight once (measured in docs/performance.md):
-    verifying K + 1 tokens comes near the cost of one. The values do not change.
-    """
-    for layer in model.modules():
-        if type(layer) is torch.nn.Linear and layer.weight.is_contiguous():
-            layer.weight.data = layer.weight.data.T.contiguous().T
-
-
-@contextlib.contextmanager
-def explicit_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Attention written out, for the compiler to fuse: on a CPU faster than the ready-made one."""
-    if not isinstance(model, PreTrainedModel):
-        yield
-        return
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _warped_dtype(logits: torch.Tensor) -> torch.dtype:

@@ -22,6 +22,8 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
+from specdec.decoding import pieces
+from specdec.decoding.narrow import SOURCE, build_operators, use_narrow_linear
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
@@ -51,6 +53,7 @@ def compile_ahead(
     Raises:
         Exception: whatever the compiler says about a module that it cannot do.
     """
+    build_operators(cache_folder())
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
@@ -69,6 +72,7 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     with _quiet(), torch.no_grad():
         program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes, strict=False)
+        program = use_narrow_linear(program)
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(unfinished),
@@ -100,7 +104,8 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "code": code_digest(__name__.replace("compiler", "pieces")),
+        "code": [code_digest(name) for name in (__name__, pieces.__name__)],
+        "operators": SOURCE.read_text(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],

@@ -1,0 +1,63 @@
+"""The operators for a few rows compute what PyTorch's do, and a row the same beside any others."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from specdec.decoding import narrow
+from specdec.utils.errors import SpecdecError
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory):
+    narrow.build_operators(tmp_path_factory.mktemp("operators"))
+    return torch.ops.specdec
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9, narrow.MOST_ROWS])
+@pytest.mark.parametrize(("width_in", "width_out"), [(64, 128), (50, 37), (768, 3), (7, 1)])
+def test_a_linear_layer_of_a_few_rows(operators, rows, width_in, width_out):
+    x, weight = torch.randn(rows, width_in), torch.randn(width_out, width_in)
+    bias = torch.randn(width_out)
+    ours = operators.narrow_linear(x, weight, bias)
+    torch.testing.assert_close(ours, linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+    alone = [operators.narrow_linear(row[None], weight, bias)[0] for row in x]
+    assert torch.equal(ours, torch.stack(alone))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, narrow.MOST_ROWS])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(3, 3, 64), (4, 2, 32), (8, 1, 16)])
+@pytest.mark.parametrize(("slots", "held"), [(128, 60), (20, 0)])
+def test_attention_of_a_few_rows(operators, rows, heads, kv_heads, dim, slots, held):
+    q = torch.randn(heads, rows, dim) * 3
+    k, v = torch.randn(2, slots, kv_heads, dim).transpose(1, 2)
+    mask = torch.arange(slots) <= held + torch.arange(rows)[:, None]
+    ours = operators.narrow_attention(q, k, v, mask, dim**-0.5)
+    theirs = scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask[None, None], enable_gqa=True
+    )[0].transpose(0, 1)
+    torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=1e-5)
+    first = operators.narrow_attention(q[:, :1], k, v, mask[:1], dim**-0.5)
+    assert torch.equal(ours[:1], first)
+
+
+def test_a_window_hides_what_lies_before_it(operators):
+    q, k, v = torch.randn(2, 3, 32), torch.randn(2, 40, 32), torch.randn(2, 40, 32)
+    places = 30 + torch.arange(3)[:, None]
+    mask = (torch.arange(40) <= places) & (torch.arange(40) > places - 8)
+    theirs = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
+    ours = operators.narrow_attention(q, k, v, mask, 32**-0.5)
+    torch.testing.assert_close(ours, theirs.transpose(0, 1), atol=3e-6, rtol=1e-5)
+
+
+def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
+    def fails(command, **settings):
+        return subprocess.CompletedProcess(command, 1, "", "narrow.cpp:1: no such header")
+
+    monkeypatch.setattr(narrow.subprocess, "run", fails)
+    with pytest.raises(SpecdecError, match="no such header"):
+        narrow._build("g++", tmp_path / "narrow.so")
