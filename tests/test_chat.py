@@ -166,6 +166,7 @@ def decode(pair, out) -> list[dict]:
         paired=True,
         device="cpu",
         prompt_source="made",
+        engine="eager",
     )
     prompts = [Prompt(f"code_00{n}", "code", f"{TEXT} # {n}", 0) for n in range(3)]
     run_job(job, prompts, out.with_suffix(".progress"), out, lambda: None)

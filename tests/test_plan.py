@@ -62,7 +62,7 @@ def wrapper():
 
 class TestMeasures:
     def test_a_pass_leaves_the_session_as_it_was(self, wrapper):
-        session = reader(wrapper, 8)
+        session = reader(wrapper, 8, 3, "eager")
         before = session.feed(torch.tensor([3]), keep=1)
         session.roll_back(8)
         assert time_pass(wrapper, session, 5) > 0

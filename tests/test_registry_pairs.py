@@ -168,6 +168,7 @@ def make_job(pair, K: int, paired: bool) -> Job:
         paired=paired,
         device="cpu",
         prompt_source="builtin",
+        engine="eager",  # compiling takes longer than all that is decoded here
     )
 
 
@@ -314,8 +315,8 @@ class TestTooLarge:
             run_job(job, [], tmp_path / "progress", tmp_path / "out", lambda: None)
 
     def test_the_baseline_needs_its_target_only(self, memory):
-        memory(0.03)
-        pair.check_pair(get_pair("micro"), "cpu", with_draft=False)  # 25 MB of weights
+        memory(0.05)
+        pair.check_pair(get_pair("micro"), "cpu", with_draft=False)  # 40 MB of weights
         with pytest.raises(SpecdecError, match="needs 0.5 GB"):
             pair.check_pair(get_pair("micro"), "cpu")
 

@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=256, help="tokens in the cache")
     parser.add_argument("--threads", type=int, default=1, help="threads of the processor")
     parser.add_argument(
+        "--engine",
+        default="eager",
+        choices=["eager", "compiled"],
+        help="compiled: the fast engine, after some minutes of compiling (once a machine)",
+    )
+    parser.add_argument(
         "--seconds", type=float, default=30.0, help="how long to measure, about (at least)"
     )
 
@@ -46,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         resolve_device(arguments.device),
         arguments.seconds,
         None if arguments.dtype_override == "none" else arguments.dtype_override,
+        arguments.engine,
     )
     card = make_card(request)
     print(format_card(card), flush=True)

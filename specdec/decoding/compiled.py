@@ -44,8 +44,8 @@ class CompiledEngine:
         self.caches: dict[str, FixedCache] = {}
         self._captured: dict[tuple, CapturedRound] = {}
 
-    def prepare(self, piece: str, sampler: Sampler) -> Callable:
-        """The compiled piece "verify", "draft" or "decide" for this kind of sampling.
+    def prepare(self, piece: str, sampler: Sampler | None) -> Callable:
+        """The compiled piece "verify", "draft" or "decide", the latter for this kind of sampling.
 
         Raises:
             Exception: what the compiler says where it cannot.
@@ -69,14 +69,18 @@ class CompiledEngine:
 
         Without `whole_round` only the target's pass is compiled, and only its cache is fixed.
         """
-        slots = -(-slots // SLOTS_STEP) * SLOTS_STEP
-        for name in self.wrappers if whole_round else ["target"]:
-            if name not in self.caches or self.caches[name].slots < slots:
-                self.caches[name] = FixedCache(self._sample(name)[1], slots)
-                self._captured.clear()  # a graph holds the places of the caches
+        self.reserve(slots, list(self.wrappers) if whole_round else ["target"])
         if whole_round and self.device.type == "cuda":
             self.captured(run.sampler, run.timers.enabled)
         run.start_clock()
+
+    def reserve(self, slots: int, names: list[str]) -> None:
+        """Have room for `slots` tokens in the caches of these models."""
+        slots = -(-slots // SLOTS_STEP) * SLOTS_STEP
+        for name in names:
+            if name not in self.caches or self.caches[name].slots < slots:
+                self.caches[name] = FixedCache(self._sample(name)[1], slots)
+                self._captured.clear()  # a graph holds the places of the caches
 
     def captured(self, sampler: Sampler, timed: bool) -> CapturedRound:
         """The round as one CUDA graph, over the caches as they are reserved now."""
@@ -135,6 +139,9 @@ class CompiledEngine:
         slots = torch.export.Dim("slots", min=2, max=2**24)
         places = torch.export.Dim("places", min=2, max=2**24)
         state, block = torch.zeros(STATE_SIZE, dtype=torch.long), torch.zeros(self.k + 1).long()
+        if piece == "verify":
+            buffers = FixedCache(self._sample("target")[1], SLOTS_STEP).first(SLOTS_STEP)
+            return (block, state, buffers), (None, None, [{0: slots}] * len(buffers))
         noise = sampler.noise[:1].expand(SLOTS_STEP, *sampler.noise.shape[1:]).contiguous()
         if piece == "decide":
             logits = self._sample("target")[0][:, : self.wrappers["target"].vocab_size]
@@ -145,11 +152,8 @@ class CompiledEngine:
             limits = torch.zeros(1 + END_TOKENS, dtype=torch.long)
             arguments = (logits, block, q, state, limits, noise, torch.ones(()))
             return arguments, (None, None, None, None, None, {0: places}, None)
-        name = "target" if piece == "verify" else "draft"
-        buffers = FixedCache(self._sample(name)[1], SLOTS_STEP).first(SLOTS_STEP)
+        buffers = FixedCache(self._sample("draft")[1], SLOTS_STEP).first(SLOTS_STEP)
         grow = [{0: slots}] * len(buffers)
-        if piece == "verify":
-            return (block, state, buffers), (None, None, grow)
         return (state, noise, torch.ones(()), buffers), (None, {0: places}, None, grow)
 
 
@@ -223,25 +227,29 @@ class CompiledRounds:
 
 
 class CompiledSession:
-    """The target's compiled pass as a `Session`, for a draft that proposes from the host."""
+    """The target's compiled pass as a `Session` that reads K + 1 tokens at a time."""
 
-    def __init__(self, engine: CompiledEngine, run: Generation, target: Session) -> None:
+    def __init__(self, engine: CompiledEngine, target: Session) -> None:
+        """Take over from a session; the engine has room for what is to come."""
         self._engine = engine
-        self._pass = engine.prepare("verify", run.sampler)
+        self._pass = engine.prepare("verify", None)
         engine.caches["target"].fill(target.cache)
         self.length = target.length
 
     def extend(self, sequence: torch.Tensor, keep: int) -> torch.Tensor:
-        """Read what of `sequence` is not yet read, K + 1 tokens; the logits `[K+1, V]` of all."""
-        cache = self._engine.caches["target"]
-        slots = min(-(-len(sequence) // SLOTS_STEP) * SLOTS_STEP, cache.slots)
+        """Read what of `sequence` is not yet read; returns as `feed`."""
+        return self.feed(sequence[self.length :], keep)
+
+    def feed(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
+        """Read tokens `[K+1]` that follow those read before; the logits `[K+1, V]` of all."""
+        cache, length = self._engine.caches["target"], self.length
+        self.length += len(tokens)
+        slots = min(-(-self.length // SLOTS_STEP) * SLOTS_STEP, cache.slots)
         if self._engine.device.type != "cpu":
             slots = cache.slots  # compiled for one size
         state = torch.zeros(STATE_SIZE, dtype=torch.long)
-        state[TARGET_LENGTH] = self.length
-        unread = sequence[self.length :]
-        self.length = len(sequence)
-        return self._pass(unread, state.to(sequence.device), cache.first(slots))
+        state[TARGET_LENGTH] = length
+        return self._pass(tokens, state.to(tokens.device), cache.first(slots))
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

@@ -144,7 +144,7 @@ class SpeculativeDecoder(Decoder):
             tail = [int(drafter.prompt[-1]), run.ids[0]]
             return CompiledRounds(self.compiled, run, target, drafter.session, tail)
         if compiled != NOTHING:
-            target = CompiledSession(self.compiled, run, target)
+            target = CompiledSession(self.compiled, target)
         return EagerRounds(run, target, drafter, self.num_draft_tokens)
 
     def drafter(self, temperature: float) -> DraftModel | IntersectionDraft | ExactMatchDraft:

@@ -46,6 +46,7 @@ class Request:
     context: int  # tokens in the cache
     device: torch.device
     seconds: float  # how long to measure, about
+    engine: str = "eager"  # or compiled
 
     @cached_property
     def needed(self) -> float:
@@ -86,12 +87,13 @@ def make_request(
     device: torch.device,
     seconds: float,
     dtype: str | None = None,
+    engine: str = "eager",
 ) -> Request:
     """A plan for the shapes of a registered pair; `dtype` replaces that of both sides."""
     sides = [with_random_weights(side) for side in (pair.draft, pair.target)]
     if dtype is not None:
         sides = [replace(side, dtype=dtype) for side in sides]
-    return Request(pair.name, *sides, draft_tokens, context, device, seconds)
+    return Request(pair.name, *sides, draft_tokens, context, device, seconds, engine)
 
 
 def measure_costs(request: Request) -> Costs:
@@ -171,8 +173,11 @@ def _load(side: ModelSide, request: Request) -> ModelWrapper:
 
 def _passes(name: str, wrapper: ModelWrapper, counts: list[int], request: Request) -> dict:
     """Measures `name 1`, `name 5`, … of passes over as many tokens."""
-    session = reader(wrapper, request.context)
-    return {f"{name} {n}": lambda n=n: time_pass(wrapper, session, n) for n in counts}
+    sessions = {n: reader(wrapper, request.context, n, request.engine) for n in counts}
+    return {
+        f"{name} {n}": lambda n=n, session=session: time_pass(wrapper, session, n)
+        for n, session in sessions.items()
+    }
 
 
 def _target_passes(target: ModelWrapper, request: Request) -> dict:
@@ -181,10 +186,12 @@ def _target_passes(target: ModelWrapper, request: Request) -> dict:
 
 def _round_rests(draft: ModelWrapper, target: ModelWrapper, request: Request) -> dict:
     """Measures `rest K` of real rounds, and `rest 0` of the baseline's steps."""
-    alone = AutoregressiveDecoder(target, engine="eager")
+    alone = AutoregressiveDecoder(target, engine=request.engine)
     rests = {"rest 0": lambda: time_step_rest(alone, request.context)}
     for k in request.draft_tokens:
-        both = SpeculativeDecoder(draft, target, k, engine="eager", synthetic_acceptance=ACCEPTANCE)
+        both = SpeculativeDecoder(
+            draft, target, k, engine=request.engine, synthetic_acceptance=ACCEPTANCE
+        )
         rests[f"rest {k}"] = lambda both=both: time_round_rest(both, request.context)
     return rests
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.compiled import CompiledEngine, CompiledSession
 from specdec.decoding.rejection import match
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.wrapper import ModelWrapper, Session
@@ -23,14 +24,20 @@ def random_tokens(wrapper: ModelWrapper, count: int) -> torch.Tensor:
     return torch.randint(wrapper.vocab_size, (count,), generator=generator).to(wrapper.device)
 
 
-def reader(wrapper: ModelWrapper, context: int) -> Session:
-    """A session that has read `context` tokens."""
+def reader(
+    wrapper: ModelWrapper, context: int, count: int, engine: str
+) -> Session | CompiledSession:
+    """A session that has read `context` tokens, for passes over `count` more."""
     session = Session(wrapper)
     session.feed(random_tokens(wrapper, context), keep=1)
-    return session
+    if engine == "eager":
+        return session
+    compiled = CompiledEngine(wrapper, None, count - 1)
+    compiled.reserve(context + count, ["target"])
+    return CompiledSession(compiled, session)
 
 
-def time_pass(wrapper: ModelWrapper, session: Session, count: int) -> float:
+def time_pass(wrapper: ModelWrapper, session: Session | CompiledSession, count: int) -> float:
     """One pass over `count` tokens behind what the session has read, which it then forgets."""
     context, tokens = session.length, random_tokens(wrapper, count)
     begin = cuda_sync_time(wrapper.device)

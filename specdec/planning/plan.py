@@ -28,7 +28,7 @@ def make_card(request: Request) -> dict[str, Any]:
         "device_type": place["device_type"],
         "threads": place["threads"],
         "torch": place["torch"],
-        "engine": "eager",
+        "engine": request.engine,
         "context": request.context,
         "draft": _side(request.draft, request),
         "target": _side(request.target, request),
