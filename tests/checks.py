@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
+import pytest
 import torch
 
 from specdec.decoding.speculative import SpeculativeDecoder
 from tests.tiny import make_model, perturbed, wrap
 
 PROMPT = [5, 9, 2, 7]
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++")),
+    reason="needs a C++ compiler (g++, or what CXX names)",
+)
 
 
 def assert_accepts_everything(k: int, **settings) -> None:

@@ -15,6 +15,7 @@ from specdec.decoding.compiled import CompiledEngine
 from specdec.decoding.sampling import Greedy, Warp
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.utils.errors import SpecdecError
+from tests.checks import needs_compiler
 from tests.distribution import SIGNIFICANCE, joint_fit
 from tests.tiny import KINDS, make_model, make_tokenizer, perturbed, table_pair, wrap
 
@@ -334,6 +335,7 @@ def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(m
     assert "its library is not for compilers" in results[1].engine_reason
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
 def test_compiled_rounds_give_the_references_tokens(tmp_path, monkeypatch, settings):

@@ -14,6 +14,7 @@ from specdec.models.registry import ModelPair, ModelSide
 from specdec.profiling.metrics import BenchmarkConfig
 from specdec.profiling.records import RECORD_NAMES
 from specdec.utils.errors import SpecdecError
+from tests.checks import needs_compiler
 from tests.tiny import make_model, make_tokenizer, perturbed
 
 TEXTS = ["The quick brown fox", "def add(a, b):", "for i in range(10):", "The lazy dog"]
@@ -164,6 +165,7 @@ def test_another_engine_or_acceptance_is_another_request(job, change):
     assert one.config_hash() != other.config_hash()
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_a_compiled_job_compiles_before_it_times_and_emits_the_same(job, run, caplog):
     caplog.set_level("INFO")

@@ -10,6 +10,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from specdec.decoding import narrow
 from specdec.utils.errors import SpecdecError
+from tests.checks import needs_compiler
+
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
