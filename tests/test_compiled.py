@@ -14,6 +14,7 @@ from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.compiled import CompiledEngine
 from specdec.decoding.sampling import Greedy, Warp
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models.cache import SLOTS_STEP, FixedCache
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.distribution import SIGNIFICANCE, joint_fit
@@ -168,7 +169,7 @@ def test_a_long_output_grows_past_the_first_slots(uncompiled, models):
     results = both_engines(
         lambda engine: SpeculativeDecoder(*models, 3, engine=engine),
         PROMPTS[0],
-        3 * compiled.SLOTS_STEP,
+        3 * SLOTS_STEP,
         eos_token_id=None,
     )
     assert_same(*results)
@@ -279,9 +280,7 @@ def test_a_whole_round_is_one_graph(models, settings):
     sampler = decoder._sampler(Warp(**settings))
     engine = CompiledEngine(models[1], models[0], 2)
     modules = {name: engine._module(name, sampler) for name in engine.piece_names()}
-    caches = {
-        name: compiled.FixedCache(engine._sample(name)[1], 64).first(64) for name in engine.wrappers
-    }
+    caches = {name: FixedCache(engine._sample(name)[1], 64).first(64) for name in engine.wrappers}
 
     def whole_round(state, noise, temperature, limits):
         block, q = modules["draft"](state, noise, temperature, caches["draft"])

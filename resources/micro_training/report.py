@@ -19,6 +19,7 @@ from micro_training.evaluate import (
     text_accuracy,
 )
 from micro_training.export import size_mb
+from specdec.utils.reproducibility import processor_name
 
 LOSSES_KEPT = 60
 
@@ -49,18 +50,14 @@ def provenance(shop) -> dict:
             "held_out_bytes": sum(len(text.encode()) for text in shop.texts("held_out")),
         },
         "python": platform.python_version(),
-        "machine": {"system": platform.platform(), "processor": processor(), "device": shop.device},
+        "machine": {
+            "system": platform.platform(),
+            "processor": processor_name(),
+            "device": shop.device,
+        },
         "threads": shop.threads,
         "versions": {package: version(package) for package in packages},
     }
-
-
-def processor() -> str:
-    """The name of the processor, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def description(folder: Path, model) -> dict:

@@ -23,7 +23,6 @@ class CapturedRound:
     def __init__(
         self,
         pieces: dict[str, Callable],
-        k: int,
         buffers: dict[str, list[torch.Tensor]],
         noise: torch.Tensor,
         places: int,
@@ -31,7 +30,7 @@ class CapturedRound:
         timed: bool,
     ) -> None:
         device = noise.device
-        self._pieces, self._k, self._buffers = pieces, k, buffers
+        self._pieces, self._buffers = pieces, buffers
         self._state = torch.zeros(STATE_SIZE, dtype=torch.long, device=device)
         self._limits = torch.zeros(1 + end_tokens, dtype=torch.long, device=device)
         # A key has its own size; a table has a row a place, and no place lies past the cache.

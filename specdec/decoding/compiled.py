@@ -22,12 +22,9 @@ from specdec.decoding.pieces import (
     TargetPass,
 )
 from specdec.decoding.sampling import Greedy, Sampler
-from specdec.models.cache import FixedCache, GrowingCache
+from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.wrapper import ModelWrapper, Session
 
-# A pass on a CPU sees the first slots of a cache only, so that it costs what the text is long. How
-# many it sees grows in steps, since every change makes new views.
-SLOTS_STEP = 64
 END_TOKENS = 8  # that a round looks at, so that one shape serves all models
 
 
@@ -53,8 +50,6 @@ class CompiledEngine:
         address = (piece,) if piece == "verify" else (piece, kind(sampler))
         if address not in self._pieces:
             began = perf_counter()
-            for name in self.wrappers:
-                self._sample(name)
             module = self._module(piece, sampler)
             if self.device.type == "cpu":
                 compiled = self._compile_for_cpu(piece, module, sampler)
@@ -76,7 +71,6 @@ class CompiledEngine:
 
     def reserve(self, slots: int, names: list[str]) -> None:
         """Have room for `slots` tokens in the caches of these models."""
-        slots = -(-slots // SLOTS_STEP) * SLOTS_STEP
         for name in names:
             if name not in self.caches or self.caches[name].slots < slots:
                 self.caches[name] = FixedCache(self._sample(name)[1], slots)
@@ -91,7 +85,7 @@ class CompiledEngine:
             buffers = {name: cache.first(cache.slots) for name, cache in self.caches.items()}
             slots = self.caches["target"].slots
             self._captured[address] = CapturedRound(
-                pieces, self.k, buffers, sampler.noise, slots, END_TOKENS, timed
+                pieces, buffers, sampler.noise, slots, END_TOKENS, timed
             )
             self.preparation_seconds += perf_counter() - began
         return self._captured[address]
@@ -127,7 +121,9 @@ class CompiledEngine:
             return compile_ahead(module, arguments, shapes, identity)
         model = self.wrappers["target" if piece == "verify" else "draft"].model
         size = self.wrappers["target"].vocab_size
-        identity = {"model": model.config.to_dict(), "vocabulary": size}
+        config = model.config.to_dict()
+        config.pop("_name_or_path", None)  # where the model lies changes no code
+        identity = {"model": config, "vocabulary": size}
         if piece == "draft":
             own = self.wrappers["draft"].vocab_size
             identity |= {"sampler": str(kind(sampler)), "k": self.k, "own": own}
@@ -187,7 +183,6 @@ class CompiledRounds:
             self._captured.begin(state, limits, run.sampler.noise, temperature)
         else:
             self._state, self._limits, self._temperature = state, limits, temperature
-            self._views: dict[str, tuple[int, list[torch.Tensor]]] = {}
             self._verify = engine.prepare("verify", run.sampler)
             self._decide = engine.prepare("decide", run.sampler)
             self._draft = engine.prepare("draft", run.sampler) if draft is not None else None
@@ -218,12 +213,9 @@ class CompiledRounds:
         return result
 
     def _view(self, name: str) -> list[torch.Tensor]:
-        """As much of a cache as this round can reach, in steps."""
+        """As much of a cache as this round can reach."""
         reach = self._run.length + self._beyond[name] + self._engine.k + 1
-        slots = min(-(-reach // SLOTS_STEP) * SLOTS_STEP, self._engine.caches[name].slots)
-        if name not in self._views or self._views[name][0] != slots:
-            self._views[name] = slots, self._engine.caches[name].first(slots)
-        return self._views[name][1]
+        return self._engine.caches[name].first(reach)
 
 
 class CompiledSession:
@@ -242,14 +234,11 @@ class CompiledSession:
 
     def feed(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
         """Read tokens `[K+1]` that follow those read before; the logits `[K+1, V]` of all."""
-        cache, length = self._engine.caches["target"], self.length
-        self.length += len(tokens)
-        slots = min(-(-self.length // SLOTS_STEP) * SLOTS_STEP, cache.slots)
-        if self._engine.device.type != "cpu":
-            slots = cache.slots  # compiled for one size
         state = torch.zeros(STATE_SIZE, dtype=torch.long)
-        state[TARGET_LENGTH] = length
-        return self._pass(tokens, state.to(tokens.device), cache.first(slots))
+        state[TARGET_LENGTH] = self.length
+        self.length += len(tokens)
+        buffers = self._engine.caches["target"].first(self.length)
+        return self._pass(tokens, state.to(tokens.device), buffers)
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

@@ -22,7 +22,6 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
-from specdec.decoding import pieces
 from specdec.decoding.narrow import SOURCE, build_operators, use_narrow_linear
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
@@ -104,7 +103,7 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "code": [code_digest(name) for name in (__name__, pieces.__name__)],
+        "code": code_digest("specdec.decoding.compiled"),  # with the pieces, the cache, this file
         "operators": SOURCE.read_text(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ class Warp:
         return logits.softmax(-1)
 
 
-class Sampler:
+class Sampler(ABC):
     """How tokens are chosen: `warp` makes probabilities of logits, `noise` is what chance decides.
 
     The noise of a request is one tensor, tabulated before it runs and addressed by the place in the
@@ -78,17 +79,18 @@ class Sampler:
         places = position + torch.arange(count, device=self.noise.device)
         return self.noise.index_select(0, places)
 
+    @abstractmethod
     def draw(self, logits: torch.Tensor, position) -> torch.Tensor:
         """The target's token `[]` at `position` from its logits `[V]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def propose(self, logits: torch.Tensor, position) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The draft's token `[]` from its logits `[V]`, and the distribution `[V]` it came from.
 
         The distribution is None where the method of verification does not ask for it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def verify(self, logits, tokens, q, position, valid) -> tuple[torch.Tensor, torch.Tensor]:
         """What is kept of a block, and the next token.
 
@@ -102,7 +104,6 @@ class Sampler:
         Returns:
             `(count, next_token)` as in `specdec.decoding.rejection`.
         """
-        raise NotImplementedError
 
 
 class Greedy(Sampler):

@@ -56,6 +56,10 @@ class GrowingCache(DynamicCache):
         return prefix
 
 
+# How many slots a pass on a CPU sees grows in steps: every change makes new views.
+SLOTS_STEP = 64
+
+
 class FixedCache:
     """Keys and values in buffers that are allocated once: `slots` places for tokens.
 
@@ -65,13 +69,18 @@ class FixedCache:
     """
 
     def __init__(self, like: GrowingCache, slots: int) -> None:
-        """Room for `slots` tokens of the model that `like`, which holds at least one, is of."""
+        """Room for `slots` tokens, or a few more, of the model that `like` is of.
+
+        `like` holds at least one token.
+        """
+        slots = -(-slots // SLOTS_STEP) * SLOTS_STEP
         self.slots = slots
         self._buffers = [
             torch.zeros(slots, part.shape[1], part.shape[3], dtype=part.dtype, device=part.device)
             for layer in like
             for part in layer
         ]
+        self._seen = self._buffers
 
     def fill(self, cache: GrowingCache) -> None:
         """Take over what a growing cache holds."""
@@ -81,9 +90,18 @@ class FixedCache:
         for buffer, part in zip(self._buffers, parts, strict=True):
             buffer[: part.shape[2]] = part[0].transpose(0, 1)
 
-    def first(self, slots: int) -> list[torch.Tensor]:
-        """The buffers' first `slots` places: keys and values of each layer in turn, as views."""
-        return [buffer[:slots] for buffer in self._buffers]
+    def first(self, tokens: int) -> list[torch.Tensor]:
+        """Keys and values of each layer in turn, as views that hold `tokens` tokens or a few more.
+
+        On a CPU a pass then costs what the text is long. On a GPU they are always whole: a captured
+        pass keeps its shape.
+        """
+        slots = self.slots
+        if self._buffers[0].device.type == "cpu":
+            slots = min(-(-tokens // SLOTS_STEP) * SLOTS_STEP, slots)
+        if len(self._seen[0]) != slots:
+            self._seen = [buffer[:slots] for buffer in self._buffers]
+        return self._seen
 
 
 def fixed_view(buffers: list[torch.Tensor], length: torch.Tensor) -> Cache:
