@@ -32,6 +32,7 @@ from specdec.benchmark.rows import instrumentation, make_rows
 from specdec.benchmark.run import benchmark, compare
 from specdec.benchmark.settings import Settings
 from specdec.benchmark.transformers_arm import assisted_arm, generate_arm
+from specdec.decoding import narrow
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.utils.errors import SpecdecError
@@ -74,6 +75,14 @@ def test_a_tied_embedding_is_read_whole_and_the_positions_are_not():
     wrapper = wrap(make_model("gpt2", vocab_size=64))
     positions = 512 * 32
     assert card.weight_bytes(wrapper) == 4 * (wrapper.param_count - positions)
+
+
+def test_weights_that_are_read_in_bfloat16_count_so():
+    wrapper = wrap(make_model("gpt2", vocab_size=64, dtype=torch.bfloat16).float())
+    layers = sum(layer.weight.numel() for layer in narrow._linear_layers(wrapper.model))
+    others = sum(weight.numel() for weight in wrapper.model.parameters() if weight.dim() == 1)
+    narrow.lay_out_weights(wrapper.model)
+    assert card.weight_bytes(wrapper) == 2 * layers + 4 * others
 
 
 def test_an_untied_input_embedding_is_only_looked_up():

@@ -7,10 +7,12 @@ import subprocess
 import pytest
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.pytorch_utils import Conv1D
 
 from specdec.decoding import narrow
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
+from tests.tiny import make_model
 
 pytestmark = needs_compiler
 
@@ -30,6 +32,54 @@ def test_a_linear_layer_of_a_few_rows(operators, rows, width_in, width_out):
     torch.testing.assert_close(ours, linear(x, weight, bias), atol=1e-4, rtol=1e-5)
     alone = [operators.narrow_linear(row[None], weight, bias)[0] for row in x]
     assert torch.equal(ours, torch.stack(alone))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9, narrow.MOST_ROWS])
+@pytest.mark.parametrize(("width_in", "width_out"), [(64, 128), (50, 37), (768, 3), (7, 1)])
+def test_a_linear_layer_whose_weights_are_bfloat16(operators, rows, width_in, width_out):
+    x, bias = torch.randn(rows, width_in), torch.randn(width_out)
+    weight = torch.randn(width_out, width_in).bfloat16()
+    ours = operators.narrow_linear(x, weight, bias)
+    torch.testing.assert_close(ours, linear(x, weight.float(), bias), atol=1e-4, rtol=1e-5)
+    alone = [operators.narrow_linear(row[None], weight, bias)[0] for row in x]
+    assert torch.equal(ours, torch.stack(alone))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_weights_are_kept_in_half_the_bytes_only_where_nothing_is_lost(kind):
+    model = make_model(kind, dtype=torch.float32)
+    layers = narrow._linear_layers(model)
+    exact = layers[0]
+    exact.weight.data = exact.weight.data.bfloat16().float()
+    before = [layer.weight.clone() for layer in layers]
+    narrow.lay_out_weights(model)
+    for layer, weight in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight, weight)
+        by_output = weight.T if isinstance(layer, Conv1D) else weight
+        read = narrow.read_weights(layer)
+        assert read.is_contiguous() and torch.equal(read.float(), by_output)
+        assert (read.dtype == torch.bfloat16) == (layer is exact)
+
+
+def test_short_weights_need_room(monkeypatch):
+    model = make_model("llama", dtype=torch.bfloat16).float()
+    monkeypatch.setattr(narrow, "available_bytes", lambda device: 1000)
+    narrow.lay_out_weights(model)
+    assert not any(hasattr(layer, narrow.SHORT_WEIGHT) for layer in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_with_our_operators_computes_the_same(operators, kind, dtype):
+    model = make_model(kind, dtype=torch.bfloat16).to(dtype)
+    tokens = torch.randint(64, (1, 5))
+    narrow.lay_out_weights(model)
+    theirs = model(tokens).logits
+    with narrow.narrow_operators(model):
+        ours = model(tokens).logits
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    assert torch.equal(model(tokens).logits, theirs)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, narrow.MOST_ROWS])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from specdec.decoding.narrow import SHORT_WEIGHT
 from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.timer import CUDATimer
 
@@ -59,16 +60,18 @@ def round_card(
 def weight_bytes(wrapper: ModelWrapper) -> int:
     """Bytes of weights that a step reads: all but the tables of which it looks up one row.
 
-    An input embedding that is the output head as well is read whole.
+    An input embedding that is the output head as well is read whole; of weights that the compiled
+    engine reads in bfloat16, those bytes count.
     """
     head = wrapper.model.get_output_embeddings()
     head_at = None if head is None else head.weight.data_ptr()
-    tables = {
+    unread = {
         module.weight.data_ptr(): module.weight.nbytes
         for module in wrapper.model.modules()
-        if isinstance(module, torch.nn.Embedding) and module.weight.data_ptr() != head_at
+        if hasattr(module, SHORT_WEIGHT)
+        or (isinstance(module, torch.nn.Embedding) and module.weight.data_ptr() != head_at)
     }
-    return round(wrapper.memory_footprint_mb * MIB) - sum(tables.values())
+    return round(wrapper.memory_footprint_mb * MIB) - sum(unread.values())
 
 
 def cache_bytes_per_token(wrapper: ModelWrapper) -> int:

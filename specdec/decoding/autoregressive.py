@@ -71,6 +71,8 @@ class AutoregressiveDecoder(Decoder):
         with run.memory.phase("prefill"), run.timers.phase("prefill"):
             logits = target.extend(run.prompt, keep=1)[0]  # [V]
             token = run.sampler.draw(logits, run.position)
+            if compiled != NOTHING:
+                self.compiled.take_over(target, None)
         run.hand_over([token.item()])
 
         with run.memory.phase("decode"):

@@ -10,10 +10,10 @@ from time import perf_counter
 
 import torch
 
-from specdec.decoding.capture import CapturedRound
+from specdec.decoding.capture import PHASES, CapturedRound
 from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.generation import Generation, Round
-from specdec.decoding.narrow import lay_out_weights, narrow_attention
+from specdec.decoding.narrow import lay_out_weights, narrow_operators
 from specdec.decoding.pieces import (
     STATE_SIZE,
     TARGET_LENGTH,
@@ -76,6 +76,12 @@ class CompiledEngine:
                 self.caches[name] = FixedCache(self._sample(name)[1], slots)
                 self._captured.clear()  # a graph holds the places of the caches
 
+    def take_over(self, target: Session, draft: Session | None) -> None:
+        """Hold what these have read."""
+        self.caches["target"].fill(target.cache)
+        if draft is not None:
+            self.caches["draft"].fill(draft.cache)
+
     def captured(self, sampler: Sampler, timed: bool) -> CapturedRound:
         """The round as one CUDA graph, over the caches as they are reserved now."""
         address = (kind(sampler), timed)
@@ -127,7 +133,7 @@ class CompiledEngine:
         if piece == "draft":
             own = self.wrappers["draft"].vocab_size
             identity |= {"sampler": str(kind(sampler)), "k": self.k, "own": own}
-        with narrow_attention(model):
+        with narrow_operators(model):
             return compile_ahead(module, arguments, shapes, identity)
 
     def _example(self, piece: str, sampler: Sampler) -> tuple[tuple, tuple]:
@@ -164,17 +170,13 @@ class CompiledRounds:
         draft: Session | None,
         tail: list[int],
     ) -> None:
-        """Take over from sessions that have read the prompt (the draft all but its last token).
+        """Go on after sessions that have read the prompt (the draft all but its last token).
 
         `tail` is the last token of the prompt as the draft reads it, and the first emitted.
         """
         self._engine, self._run = engine, run
-        engine.caches["target"].fill(target.cache)
-        if draft is not None:
-            engine.caches["draft"].fill(draft.cache)
-        self._beyond = {"target": 0, "draft": draft.length + 1 - run.prompt_length if draft else 0}
-        lengths = [draft.length if draft else 0, target.length]
-        state = torch.tensor([*tail, *lengths, run.position, 0])
+        draft_length = draft.length if draft is not None else 0
+        state = torch.tensor([*tail, draft_length, target.length, run.position, 0])
         limits = limits_of(run)
         temperature = torch.tensor(run.sampler.warp.temperature or 1.0)
         self._captured = None
@@ -187,6 +189,13 @@ class CompiledRounds:
             self._decide = engine.prepare("decide", run.sampler)
             self._draft = engine.prepare("draft", run.sampler) if draft is not None else None
             self._no_q = torch.zeros(0)
+            phases = PHASES if draft is not None else PHASES[1:]
+            self._times = {name: run.timers.phase(name) for name in phases}
+            # Tokens in the caches before the first round: each round adds as many to both.
+            self._lengths = {"target": target.length}
+            if draft is not None:
+                self._lengths["draft"] = draft_length
+            self._seen_to = 0  # the place in the output up to which the views of the caches serve
 
     def next(self) -> Round:
         """One round; its result is the one thing that the host reads."""
@@ -199,23 +208,32 @@ class CompiledRounds:
     def _call(self) -> torch.Tensor:
         run, state = self._run, self._state
         noise, temperature = run.sampler.noise, self._temperature
+        if run.position > self._seen_to:
+            self._look_further()
         if self._draft is None:
             block, q = state[1:2], self._no_q
         else:
-            with run.timers.phase("draft"):
-                block, q = self._draft(state, noise, temperature, self._view("draft"))
-        with run.timers.phase("verify"):
-            logits = self._verify(block, state, self._view("target"))
-        with run.timers.phase("sample"):
+            with self._times["draft"]:
+                block, q = self._draft(state, noise, temperature, self._views["draft"])
+        with self._times["verify"]:
+            logits = self._verify(block, state, self._views["target"])
+        with self._times["sample"]:
             result, self._state = self._decide(
                 logits, block, q, state, self._limits, noise, temperature
             )
         return result
 
-    def _view(self, name: str) -> list[torch.Tensor]:
-        """As much of a cache as this round can reach."""
-        reach = self._run.length + self._beyond[name] + self._engine.k + 1
-        return self._engine.caches[name].first(reach)
+    def _look_further(self) -> None:
+        """See as much of the caches as this round can reach, and some more."""
+        # What a cache holds after the prefill, and what this round has added when it is done.
+        position, k = self._run.position, self._engine.k
+        self._views = {
+            name: self._engine.caches[name].first(length + position + k)
+            for name, length in self._lengths.items()
+        }
+        self._seen_to = min(
+            len(self._views[name][0]) - length - k for name, length in self._lengths.items()
+        )
 
 
 class CompiledSession:
@@ -225,7 +243,7 @@ class CompiledSession:
         """Take over from a session; the engine has room for what is to come."""
         self._engine = engine
         self._pass = engine.prepare("verify", None)
-        engine.caches["target"].fill(target.cache)
+        engine.take_over(target, None)
         self.length = target.length
 
     def extend(self, sequence: torch.Tensor, keep: int) -> torch.Tensor:

@@ -1,56 +1,106 @@
 // A pass over a few rows, in float32: linear layers and attention that read each weight, key and value
 // once, in the order in which it lies, and use it for all rows. General products first copy a matrix
-// into a layout of their own, which for a few rows costs more than the product. A row's result does
-// not depend on how many rows there are.
+// into a layout of their own, which for a few rows costs more than the product. Weights may be stored
+// as bfloat16: widened on the way, they are half the bytes. A row's result does not depend on how many
+// rows there are.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <cmath>
+#include <algorithm>
+#include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace {
 
 constexpr int64_t LANES = 16;
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
-typedef float Half __attribute__((vector_size(32)));
-typedef float Quarter __attribute__((vector_size(16)));
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(2), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+// The lanes of a and b without bit W in their number, plus those with it.
+template <int W, int... L>
+Lanes fold(Lanes a, Lanes b, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(a, b, (L / W * 2 * W + L % W)...) +
+         __builtin_shufflevector(a, b, (L / W * 2 * W + L % W + W)...);
+}
 
-float sum(Lanes v) {
-  Half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  Quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
-  return (q[0] + q[2]) + (q[1] + q[3]);
+// The sum of each of R vectors, in the first R lanes; R is a power of two. Together they take half the
+// steps that they take one by one, and are added in the same order.
+template <int R, int W = LANES / 2>
+Lanes sums(Lanes* v) {
+  constexpr int left = R > 1 ? R / 2 : 1, second = R > 1 ? 1 : 0;
+#pragma GCC unroll 16
+  for (int i = 0; i < left; i++) {
+    v[i] = fold<W>(v[i + second * i], v[i + second * (i + 1)], std::make_integer_sequence<int, LANES>());
+  }
+  if constexpr (W > 1) return sums<left, W / 2>(v);
+  return v[0];
 }
 
 Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 
+Lanes store(float* to, Lanes v) { return *reinterpret_cast<Lanes*>(to) = v; }
+
+// LANES numbers of a row of weights, or LANES pairs of bfloat16: those at even places, then the others.
+void load_weights(const float* from, Lanes* to) { to[0] = load(from); }
+
+void load_weights(const at::BFloat16* from, Lanes* to) {
+  const Pairs pairs = *reinterpret_cast<const Pairs*>(from);
+  to[0] = (Lanes)(pairs << 16);  // a bfloat16 is the upper half of a float
+  to[1] = (Lanes)(pairs & 0xffff0000u);
+}
+
+// `count` inputs in the order in which `load_weights` gives the weights; a rest stays as it is.
+void pair_up(const float* x, float* y, int64_t count) {
+  const int64_t whole = count / (2 * LANES) * 2 * LANES;
+  for (int64_t i = 0; i < whole; i += 2 * LANES) {
+    for (int64_t j = 0; j < LANES; j++) {
+      y[i + j] = x[i + 2 * j];
+      y[i + LANES + j] = x[i + 2 * j + 1];
+    }
+  }
+  std::copy(x + whole, x + count, y + whole);
+}
+
 // R outputs of M rows, from output n on: x [M, in], w [out, in], y [M, out].
-template <int M, int R>
-void outputs(const float* x, const float* w, const float* b, float* y, int64_t in, int64_t out, int64_t n) {
-  Lanes total[R][M] = {};
-  const int64_t whole = in / LANES * LANES;
-  for (int64_t i = 0; i < whole; i += LANES) {
+template <int M, int R, class W>
+void outputs(const float* x, const W* w, const float* b, float* y, int64_t in, int64_t out, int64_t n) {
+  constexpr int64_t parts = sizeof(float) / sizeof(W), block = LANES * parts;
+  Lanes total[M][R] = {};
+  const int64_t whole = in / block * block;
+  for (int64_t i = 0; i < whole; i += block) {
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       __builtin_prefetch(w + (n + r + 2 * R) * in + i);  // what comes after the next outputs
-      const Lanes weights = load(w + (n + r) * in + i);
+      Lanes weights[parts];
+      load_weights(w + (n + r) * in + i, weights);
+#pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
-        total[r][m] += weights * load(x + m * in + i);
+#pragma GCC unroll 16
+        for (int p = 0; p < parts; p++) total[m][r] += weights[p] * load(x + m * in + i + p * LANES);
       }
     }
   }
-  for (int r = 0; r < R; r++) {
-    for (int m = 0; m < M; m++) {
-      float value = sum(total[r][m]);
-      for (int64_t i = whole; i < in; i++) value += w[(n + r) * in + i] * x[m * in + i];
-      y[m * out + n + r] = value + (b ? b[n + r] : 0.0f);
+  Lanes bias = {};
+  if (b) std::memcpy(&bias, b + n, R * sizeof(float));
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+    const Lanes products = sums<R>(total[m]) + bias;
+    std::memcpy(y + m * out + n, &products, R * sizeof(float));
+  }
+  if (whole == in) return;
+  for (int m = 0; m < M; m++) {
+    for (int r = 0; r < R; r++) {
+      for (int64_t i = whole; i < in; i++) y[m * out + n + r] += float(w[(n + r) * in + i]) * x[m * in + i];
     }
   }
 }
 
-template <int M>
-void rows(const float* x, const float* w, const float* b, float* y, int64_t in, int64_t out) {
+template <int M, class W>
+void rows(const float* x, const W* w, const float* b, float* y, int64_t in, int64_t out) {
   constexpr int R = M <= 6 ? 4 : M <= 12 ? 2 : 1;  // as many totals as there are registers
   at::parallel_for(0, out / R, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) outputs<M, R>(x, w, b, y, in, out, i * R);
@@ -58,26 +108,34 @@ void rows(const float* x, const float* w, const float* b, float* y, int64_t in, 
   for (int64_t n = out / R * R; n < out; n++) outputs<M, 1>(x, w, b, y, in, out, n);
 }
 
-template <int M>
-void dispatch_linear(int64_t m, const float* x, const float* w, const float* b, float* y, int64_t in, int64_t out) {
+template <int M, class W>
+void dispatch_linear(int64_t m, const float* x, const W* w, const float* b, float* y, int64_t in, int64_t out) {
   if (m == M) return rows<M>(x, w, b, y, in, out);
   if constexpr (M > 1) dispatch_linear<M - 1>(m, x, w, b, y, in, out);
 }
 
+// x [rows, in] and the bias in float32, weight [out, in] in float32 or bfloat16; gives [rows, out].
 at::Tensor narrow_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   const at::Tensor flat = x.contiguous();
-  TORCH_CHECK(weight.is_contiguous() && flat.size(0) <= MOST_ROWS, "narrow_linear: not its shapes");
-  at::Tensor y = at::empty({flat.size(0), weight.size(0)}, flat.options());
+  const int64_t m = flat.size(0), in = flat.size(1), out = weight.size(0);
+  TORCH_CHECK(weight.is_contiguous() && m <= MOST_ROWS, "narrow_linear: not its shapes");
+  at::Tensor y = at::empty({m, out}, flat.options());
+  const float* from = flat.const_data_ptr<float>();
   const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
-  dispatch_linear<MOST_ROWS>(flat.size(0), flat.const_data_ptr<float>(), weight.const_data_ptr<float>(), b,
-                      y.mutable_data_ptr<float>(), flat.size(1), weight.size(0));
+  float* to = y.mutable_data_ptr<float>();
+  if (weight.scalar_type() == at::kFloat) {
+    dispatch_linear<MOST_ROWS>(m, from, weight.const_data_ptr<float>(), b, to, in, out);
+  } else {
+    std::vector<float> paired(m * in);
+    for (int64_t row = 0; row < m; row++) pair_up(from + row * in, paired.data() + row * in, in);
+    dispatch_linear<MOST_ROWS>(m, paired.data(), weight.const_data_ptr<at::BFloat16>(), b, to, in, out);
+  }
   return y;
 }
 
-// e^x for x <= 0, to about the last place: 2^n times a polynomial of the rest.
+// e^x for x <= 0, to about the last place: 2^n times a polynomial of the rest; 0 below 2^-125.
 Lanes exponential(Lanes x) {
   const Lanes lowest = Lanes{} - 87.0f;
-  x = x > lowest ? x : lowest;
   const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded to a whole number
   const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Lanes p = Lanes{} + 1.9875691500e-4f;
@@ -87,57 +145,76 @@ Lanes exponential(Lanes x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(int32_t))));
   const Whole bits = (__builtin_convertvector(n, Whole) + 127) << 23;
-  return p * (Lanes)bits;
+  return x > lowest ? p * (Lanes)bits : Lanes{};
 }
 
-// Softmax over the first `count` of `row`, which has room for a whole number of lanes.
+// Softmax over `count` scores, a whole number of lanes; one of -infinity gets 0.
 void softmax(float* row, int64_t count) {
-  float top = -std::numeric_limits<float>::infinity(), total = 0;
-  for (int64_t i = 0; i < count; i++) top = std::max(top, row[i]);
-  for (int64_t i = 0; i < count; i += LANES) {
-    *reinterpret_cast<Lanes*>(row + i) = exponential(load(row + i) - top);
-  }
-  for (int64_t i = 0; i < count; i++) total += row[i];
-  for (int64_t i = 0; i < count; i++) row[i] /= total;
+  Lanes highest = load(row), total = {};
+  for (int64_t i = LANES; i < count; i += LANES) highest = load(row + i) > highest ? load(row + i) : highest;
+  float top = highest[0];
+  for (int l = 1; l < LANES; l++) top = std::max(top, highest[l]);
+  for (int64_t i = 0; i < count; i += LANES) total += store(row + i, exponential(load(row + i) - top));
+  const float scale = 1.0f / sums<1>(&total)[0];
+  for (int64_t i = 0; i < count; i += LANES) store(row + i, load(row + i) * scale);
 }
 
 // What attention looks at: pointers to q [rows, dim], k and v [slots, dim], y [rows, dim] of a head, with
-// the step from one row or slot to the next; mask [rows, slots]; the slots that some row sees.
+// the step from one row or slot to the next; mask [rows, slots], which is false before `begin`, a whole
+// number of lanes, and from `end` on.
 struct Head {
   const float *q, *k, *v;
   float* y;
-  int64_t q_step, k_step, v_step, y_step, slots, dim;
+  int64_t q_step, k_step, v_step, y_step, dim;
   const bool* mask;
-  const std::vector<int64_t>& seen;
+  int64_t slots, begin, end;
   float scale;
 };
 
+// Scores of M rows and LANES slots from `slot` on; -infinity where the mask is false.
+template <int M>
+void score(const Head& a, int64_t slot, float* scores, int64_t step) {
+  const float* keys[LANES];
+  for (int j = 0; j < LANES; j++) keys[j] = a.k + std::min(slot + j, a.end - 1) * a.k_step;
+  for (int m = 0; m < M; m++) {
+    Lanes total[LANES] = {};
+    for (int64_t i = 0; i < a.dim; i += LANES) {
+      const Lanes query = load(a.q + m * a.q_step + i);
+      for (int j = 0; j < LANES; j++) total[j] += query * load(keys[j] + i);
+    }
+    Bytes seen = {};
+    std::memcpy(&seen, a.mask + m * a.slots + slot, std::min(LANES, a.slots - slot));
+    const Lanes nothing = Lanes{} - std::numeric_limits<float>::infinity();
+    store(scores + m * step, __builtin_convertvector(seen, Whole) != 0 ? sums<LANES>(total) * a.scale : nothing);
+  }
+}
+
+// M rows of C * LANES outputs from `first` on: the values by their weights [M, step].
+template <int M, int C>
+void mix(const Head& a, int64_t first, const float* weights, int64_t step) {
+  Lanes total[C][M] = {};
+  for (int64_t s = a.begin; s < a.end; s++) {
+    for (int c = 0; c < C; c++) {
+      const Lanes values = load(a.v + s * a.v_step + first + c * LANES);
+      for (int m = 0; m < M; m++) total[c][m] += values * weights[m * step + s - a.begin];
+    }
+  }
+  for (int c = 0; c < C; c++) {
+    for (int m = 0; m < M; m++) store(a.y + m * a.y_step + first + c * LANES, total[c][m]);
+  }
+}
+
 template <int M>
 void attend(const Head& a) {
-  const int64_t count = a.seen.size(), room = (count + LANES - 1) / LANES * LANES;
-  std::vector<float> weights(M * room, -std::numeric_limits<float>::infinity());
-  for (int64_t s = 0; s < count; s++) {
-    const float* key = a.k + a.seen[s] * a.k_step;
-    Lanes total[M] = {};
-    for (int64_t i = 0; i < a.dim; i += LANES) {
-      const Lanes part = load(key + i);
-      for (int m = 0; m < M; m++) total[m] += load(a.q + m * a.q_step + i) * part;
-    }
-    for (int m = 0; m < M; m++) {
-      if (a.mask[m * a.slots + a.seen[s]]) weights[m * room + s] = sum(total[m]) * a.scale;
-    }
-  }
-  for (int m = 0; m < M; m++) softmax(weights.data() + m * room, count);
-  for (int64_t i = 0; i < a.dim; i += LANES) {
-    Lanes total[M] = {};
-    for (int64_t s = 0; s < count; s++) {
-      const Lanes values = load(a.v + a.seen[s] * a.v_step + i);
-      for (int m = 0; m < M; m++) total[m] += values * weights[m * room + s];
-    }
-    for (int m = 0; m < M; m++) *reinterpret_cast<Lanes*>(a.y + m * a.y_step + i) = total[m];
-  }
+  const int64_t step = (a.end - a.begin + LANES - 1) / LANES * LANES;
+  std::vector<float> weights(M * step);
+  for (int64_t s = a.begin; s < a.end; s += LANES) score<M>(a, s, weights.data() + s - a.begin, step);
+  for (int m = 0; m < M; m++) softmax(weights.data() + m * step, step);
+  constexpr int C = M <= 6 ? 4 : M <= 12 ? 2 : 1;  // as many totals as there are registers
+  int64_t i = 0;
+  for (; i + C * LANES <= a.dim; i += C * LANES) mix<M, C>(a, i, weights.data(), step);
+  for (; i < a.dim; i += LANES) mix<M, 1>(a, i, weights.data(), step);
 }
 
 template <int M>
@@ -155,12 +232,16 @@ at::Tensor narrow_attention(const at::Tensor& q, const at::Tensor& k, const at::
               "narrow_attention: not its shapes");
   const at::Tensor flat = mask.contiguous();
   const bool* allowed = flat.const_data_ptr<bool>();
-  std::vector<int64_t> seen;  // slots that some row looks at
-  for (int64_t s = 0; s < slots; s++) {
-    bool any = false;
-    for (int64_t m = 0; m < rows; m++) any |= allowed[m * slots + s];
-    if (any) seen.push_back(s);
-  }
+  const auto anyone = [&](int64_t slot) {
+    for (int64_t m = 0; m < rows; m++) {
+      if (allowed[m * slots + slot]) return true;
+    }
+    return false;
+  };
+  int64_t first = 0, last = slots;  // the slots that some row sees
+  while (last > 1 && !anyone(last - 1)) last--;
+  while (first < last - 1 && !anyone(first)) first++;
+  first = first / LANES * LANES;
   at::Tensor y = at::empty({rows, heads, dim}, q.options());
   const int64_t sharing = heads / k.size(0);
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
@@ -169,7 +250,7 @@ at::Tensor narrow_attention(const at::Tensor& q, const at::Tensor& k, const at::
       dispatch_head<MOST_ROWS>(
           rows, Head{q.const_data_ptr<float>() + h * q.stride(0), k.const_data_ptr<float>() + g * k.stride(0),
                      v.const_data_ptr<float>() + g * v.stride(0), y.mutable_data_ptr<float>() + h * dim,
-                     q.stride(1), k.stride(1), v.stride(1), heads * dim, slots, dim, allowed, seen,
+                     q.stride(1), k.stride(1), v.stride(1), heads * dim, dim, allowed, slots, first, last,
                      static_cast<float>(scale)});
     }
   });

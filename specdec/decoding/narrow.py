@@ -1,6 +1,6 @@
 """Passes over a few rows, on a CPU: operators of our own, and how they get into a program.
 
-In float32 a pass over K + 1 tokens then costs little more than one over a single token (measured in
+A pass over K + 1 tokens then costs little more than one over a single token (measured in
 docs/performance.md).
 """
 
@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from specdec.models.memory_check import available_bytes
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
@@ -30,6 +32,7 @@ SOURCE = Path(__file__).with_name("narrow.cpp")
 MOST_ROWS = 16
 LANES = 16  # as in the source
 ATTENTION = "specdec_narrow"
+SHORT_WEIGHT = "bfloat16_weight"  # a layer's attribute
 
 log = get_logger(__name__)
 
@@ -76,29 +79,70 @@ def _build(compiler: str, path: Path) -> None:
 
 
 def lay_out_weights(model: torch.nn.Module) -> None:
-    """Store the weights of GPT-2's linear layers, `[in, out]`, as others are: output by output.
+    """Store the weights of linear layers as `narrow_linear` reads them.
 
-    The values do not change, nor what any other product makes of them.
+    GPT-2's, `[in, out]`, come to lie as others do: output by output. Weights in float32 that are
+    bfloat16 numbers, as those of most checkpoints are, are kept in that form as well, where there
+    is memory for it (a buffer of the layer's, `[out, in]`): a pass then reads half the bytes. No
+    value changes.
     """
-    for layer in model.modules():
+    layers = _linear_layers(model)
+    room = available_bytes(torch.device("cpu")) > 2 * sum(
+        2 * layer.weight.numel() for layer in layers
+    )
+    for layer in layers:
         if isinstance(layer, Conv1D) and layer.weight.is_contiguous():
             layer.weight.data = layer.weight.data.T.contiguous().T
+        if room and layer.weight.dtype == torch.float32 and not hasattr(layer, SHORT_WEIGHT):
+            short = layer.weight.detach().bfloat16()
+            if torch.equal(short.float(), layer.weight):
+                layer.register_buffer(SHORT_WEIGHT, _by_output(layer, short), persistent=False)
+
+
+def read_weights(layer: torch.nn.Module) -> torch.Tensor:
+    """The weights `[out, in]` that a pass over a few rows reads."""
+    short = getattr(layer, SHORT_WEIGHT, None)
+    return _by_output(layer, layer.weight) if short is None else short
 
 
 @contextmanager
-def narrow_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Have a model that takes PyTorch's attention take ours, where ours can do what is asked."""
-    config = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa":
-        yield
-        return
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    model.set_attn_implementation(ATTENTION)
+def narrow_operators(model: torch.nn.Module) -> Iterator[None]:
+    """Have a model take our linear layers and attention, where they can do what is asked."""
+    layers = _linear_layers(model)
+    for layer in layers:
+        layer.forward = partial(_linear, layer)
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention == "sdpa":
+        AttentionInterface.register(ATTENTION, _attention)
+        AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+        model.set_attn_implementation(ATTENTION)
     try:
         yield
     finally:
-        model.set_attn_implementation("sdpa")
+        for layer in layers:
+            del layer.forward
+        if attention == "sdpa":
+            model.set_attn_implementation("sdpa")
+
+
+def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Plain ones; classes made from these (4-bit layers, for one) compute something else."""
+    return [layer for layer in model.modules() if type(layer) in (torch.nn.Linear, Conv1D)]
+
+
+def _by_output(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def _linear(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    weight, flat = read_weights(layer), x.reshape(-1, x.shape[-1])
+    few = isinstance(flat.shape[0], int) and flat.shape[0] <= MOST_ROWS
+    ours = x.dtype in (torch.float32, torch.bfloat16) and weight.dtype in (x.dtype, torch.bfloat16)
+    if not (few and ours and weight.is_contiguous()):
+        return type(layer).forward(layer, x)
+    bias = None if layer.bias is None else layer.bias.float()
+    y = torch.ops.specdec.narrow_linear(flat.float(), weight, bias)
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **others):
@@ -124,28 +168,3 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
         query[0], key[0], value[0], attention_mask[0, 0], scale
     )
     return out[None], None
-
-
-def use_narrow_linear(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with its narrow float32 products by our operator."""
-    aten = torch.ops.aten
-    return program.run_decompositions({aten.addmm.default: _addmm, aten.linear.default: _linear})
-
-
-def _addmm(bias, x, weight, beta=1, alpha=1):
-    if beta != 1 or alpha != 1 or bias.dim() != 1 or not _suits(x, weight.T):
-        return NotImplemented
-    return torch.ops.specdec.narrow_linear(x, weight.T, bias)
-
-
-def _linear(x, weight, bias=None):
-    flat = x.reshape(-1, x.shape[-1])
-    if not _suits(flat, weight):
-        return NotImplemented
-    return torch.ops.specdec.narrow_linear(flat, weight, bias).view(*x.shape[:-1], -1)
-
-
-def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    both_float = x.dtype == weight.dtype == torch.float32
-    few = isinstance(x.shape[0], int) and x.shape[0] <= MOST_ROWS
-    return both_float and few and weight.stride(1) == 1 and weight.stride(0) == weight.shape[1]

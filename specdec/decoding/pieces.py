@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
+from specdec.decoding.rejection import first_where
 from specdec.decoding.sampling import Sampler, Warp
 from specdec.models.cache import fixed_view
 
@@ -117,7 +118,7 @@ class Decision(_Choosing):
         counted = torch.minimum(kept + 1, remaining)
         ends = (emitted[:, None] == limits[1:]).any(-1) & (places < counted)
         # An end token is the last one: none before it among those that count.
-        counted = torch.minimum(counted, (ends.cumsum(0) == 0).sum() + 1)
+        counted = torch.minimum(counted, first_where(ends) + 1)
         counted = counted * (1 - state[ENDED])
         window = torch.cat([state[TAIL], emitted])  # [K+3]
         tail = window.index_select(0, counted + torch.arange(2, device=block.device))

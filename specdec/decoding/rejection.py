@@ -26,6 +26,7 @@ what the target chose, always.
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
 from specdec.decoding.noise import invert
 
@@ -53,7 +54,7 @@ def accepted_count(
     q_x = q.gather(1, tokens.unsqueeze(1)).squeeze(1)  # [K]
     # Never divide by q. A uniform of 0 is excluded, so a token with p = 0 is never kept.
     kept = (uniforms * q_x <= p_x) & valid
-    return kept.cumprod(0).sum()
+    return first_where(~kept)
 
 
 def next_distribution(p: torch.Tensor, q: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
@@ -106,10 +107,17 @@ def match(
     return accepted_run((tokens == chosen[:-1]) & valid, chosen)
 
 
+def first_where(there: torch.Tensor) -> torch.Tensor:
+    """The place `[]` of the first True in `there` `[n]`; n where there is none."""
+    n = len(there)
+    places = torch.arange(n + 1, device=there.device)
+    return torch.where(pad(there, (0, 1), value=True), places, n).min()
+
+
 def accepted_run(kept: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many of `kept` `[K]` (bool) come before the first that is not, and what follows them.
 
     `chosen` `[K+1]` holds what follows each possible count.
     """
-    count = kept.cumprod(0).sum()
+    count = first_where(~kept)
     return count, chosen.index_select(0, count.view(1)).squeeze(0)

@@ -121,6 +121,8 @@ class SpeculativeDecoder(Decoder):
             logits = target.extend(run.prompt, keep=1)[0]  # [V]
             token = run.sampler.draw(logits, run.position)
             drafter.start(run, draft_prompt)
+            if compiled == ALL:
+                self.compiled.take_over(target, drafter.session)
         run.hand_over([token.item()])
 
         accepted, proposed = [], []

@@ -4,7 +4,7 @@ On a GPU, CUDA events are put into the stream beside the work and read at the en
 never waits in between. Elsewhere `time.perf_counter` reads the host's clock.
 """
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 
 import torch
@@ -67,6 +67,22 @@ class CUDATimer:
         return _elapsed_ms(self._begin, self._end)
 
 
+class _Phase:
+    """Adds the span of each block to a list, in as few steps as there can be."""
+
+    __slots__ = ("_begin", "_mark", "_spans")
+
+    def __init__(self, spans: list[tuple[Mark, Mark]], device: torch.device) -> None:
+        self._spans = spans
+        self._mark = perf_counter if device.type != "cuda" else lambda: _mark(device)
+
+    def __enter__(self) -> None:
+        self._begin = self._mark()
+
+    def __exit__(self, *exception: object) -> None:
+        self._spans.append((self._begin, self._mark()))
+
+
 class CUDATimerCollection:
     """Named phases, each the sum of its start-stop pairs; phases may nest or overlap.
 
@@ -101,16 +117,10 @@ class CUDATimerCollection:
             self._spans.setdefault(name, []).append((0.0, milliseconds / 1e3))
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """`with timers.phase("draft"): ...` is start, the block, stop."""
-        return self._phase(name) if self.enabled else nullcontext()
-
-    @contextmanager
-    def _phase(self, name: str):
-        self.start(name)
-        try:
-            yield
-        finally:
-            self.stop(name)
+        """`with timers.phase("draft"): ...` times a block; one after the other may use it."""
+        if not self.enabled:
+            return nullcontext()
+        return _Phase(self._spans.setdefault(name, []), self.device)
 
     def summary(self) -> dict[str, float]:
         """Milliseconds per phase, in the order of first start; what still runs is not counted.
