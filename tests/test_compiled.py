@@ -322,6 +322,19 @@ def test_without_a_compiler_auto_says_so_and_runs_eagerly(monkeypatch, models):
         SpeculativeDecoder(*models, 2, engine="compiled").generate(PROMPTS[0], 5)
 
 
+def test_a_baseline_whose_draw_cannot_be_compiled_runs_eagerly(monkeypatch, models):
+    def only_passes(module, *rest):
+        if isinstance(module, pieces.Decision):
+            raise RuntimeError("no such operation")
+        return module
+
+    monkeypatch.setattr(compiled, "compile_ahead", only_passes)
+    decoder = AutoregressiveDecoder(models[1])
+    decoder.prepare()
+    result = decoder.generate(PROMPTS[0], 5)
+    assert result.engine == "eager" and "no such operation" in result.engine_reason
+
+
 def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(monkeypatch, models):
     def only_targets(module, *rest):
         if isinstance(module, pieces.DraftBlock):

@@ -82,8 +82,11 @@ class Decoder:
         return make_sampler(warp, 0, 2, self.target.device, method, forced)
 
     def _compile(self, sampler: Sampler) -> tuple[str, str | None]:
+        pieces = self.compiled.piece_names()
         try:
-            self.compiled.prepare("verify", sampler)
+            # A target's pass is worth something alone where there is a draft to go before it.
+            for piece in ["verify"] if "draft" in pieces else pieces:
+                self.compiled.prepare(piece, sampler)
         except Exception as error:  # compilers raise anything
             reason = f"{self.target.name} can't be compiled: {_said(error)}"
             if self.engine == "compiled":
@@ -93,7 +96,7 @@ class Decoder:
         reason = self._draft_on_host(sampler.warp.temperature)
         if reason is None:
             try:
-                for piece in self.compiled.piece_names():
+                for piece in pieces:
                     self.compiled.prepare(piece, sampler)
                 return ALL, None
             except Exception as error:
