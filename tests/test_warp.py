@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.decoding.sampling import Warp, least_of_mass
+from specdec.decoding.sampling import Warp, least_by_bits, least_by_sorting
 from tests.distribution import warped
+
+WAYS = [least_by_bits, least_by_sorting]
 
 
 @pytest.mark.parametrize("size", [5, 64, 4096])
@@ -22,11 +24,20 @@ def test_the_warp_is_that_of_transformers(size, top_p, temperature, top_k):
     torch.testing.assert_close(single, theirs, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("least_of_mass", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_least_of_a_mass_is_one_of_the_probabilities(dtype):
+def test_the_least_of_a_mass_is_one_of_the_probabilities(dtype, least_of_mass):
     probabilities = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.0, 0.0, 1.0, 0.0]], dtype=dtype)
     for mass, first in [(0.4, 0.5), (0.5, 0.5), (0.51, 0.25), (0.75, 0.25), (0.8, 0.125)]:
         assert least_of_mass(probabilities, mass).tolist() == [[first], [1.0]]
+
+
+@pytest.mark.parametrize("mass", [1e-6, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("size", [1, 5, 4096])
+def test_both_ways_find_the_same(size, mass):
+    logits = torch.randn(7, size, dtype=torch.float64, generator=torch.manual_seed(size)) * 3
+    probabilities = logits.softmax(-1)
+    assert torch.equal(least_by_bits(probabilities, mass), least_by_sorting(probabilities, mass))
 
 
 def test_ties_of_the_last_token_are_kept():
@@ -35,6 +46,7 @@ def test_ties_of_the_last_token_are_kept():
     assert (Warp(1.0, top_p=0.5)(logits) > 0).tolist() == [True, False, False, False, False]
 
 
-def test_more_mass_than_rounding_leaves_keeps_every_token():
+@pytest.mark.parametrize("least_of_mass", WAYS)
+def test_more_mass_than_rounding_leaves_keeps_every_token(least_of_mass):
     probabilities = torch.full((1, 3), 0.3)
     assert least_of_mass(probabilities, 0.95).item() == 0
