@@ -30,7 +30,10 @@ Lanes fold(Lanes a, Lanes b, std::integer_sequence<int, L...>) {
 // The sum of each of R vectors, in the first R lanes; R is a power of two. Together they take half the
 // steps that they take one by one, and are added in the same order.
 template <int R, int W = LANES / 2>
-Lanes sums(Lanes* v) {
+__attribute__((always_inline)) inline Lanes sums(const Lanes* of) {
+  Lanes v[R];  // a copy: vectors whose place is handed on don't stay in registers
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++) v[i] = of[i];
   constexpr int left = R > 1 ? R / 2 : 1, second = R > 1 ? 1 : 0;
 #pragma GCC unroll 16
   for (int i = 0; i < left; i++) {
@@ -44,13 +47,12 @@ Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 
 Lanes store(float* to, Lanes v) { return *reinterpret_cast<Lanes*>(to) = v; }
 
-// LANES numbers of a row of weights, or LANES pairs of bfloat16: those at even places, then the others.
-void load_weights(const float* from, Lanes* to) { to[0] = load(from); }
+// LANES weights. Of bfloat16 numbers, LANES pairs are read: part 0 of them, at even places, or part 1.
+Lanes load_weights(const float* from, int part) { return load(from); }
 
-void load_weights(const at::BFloat16* from, Lanes* to) {
+Lanes load_weights(const at::BFloat16* from, int part) {
   const Pairs pairs = *reinterpret_cast<const Pairs*>(from);
-  to[0] = (Lanes)(pairs << 16);  // a bfloat16 is the upper half of a float
-  to[1] = (Lanes)(pairs & 0xffff0000u);
+  return part == 0 ? (Lanes)(pairs << 16) : (Lanes)(pairs & 0xffff0000u);  // the upper half of a float
 }
 
 // `count` inputs in the order in which `load_weights` gives the weights; a rest stays as it is.
@@ -72,15 +74,20 @@ void outputs(const float* x, const W* w, const float* b, float* y, int64_t in, i
   Lanes total[M][R] = {};
   const int64_t whole = in / block * block;
   for (int64_t i = 0; i < whole; i += block) {
+    const W* from = w + n * in + i;
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      __builtin_prefetch(w + (n + r + 2 * R) * in + i);  // what comes after the next outputs
-      Lanes weights[parts];
-      load_weights(w + (n + r) * in + i, weights);
+    for (int p = 0; p < parts; p++) {
+      Lanes weights[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        if (p == 0) __builtin_prefetch(from + (r + 2 * R) * in);  // what comes after the next outputs
+        weights[r] = load_weights(from + r * in, p);
+      }
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
+        const Lanes inputs = load(x + m * in + i + p * LANES);
 #pragma GCC unroll 16
-        for (int p = 0; p < parts; p++) total[m][r] += weights[p] * load(x + m * in + i + p * LANES);
+        for (int r = 0; r < R; r++) total[m][r] += weights[r] * inputs;
       }
     }
   }
@@ -99,13 +106,21 @@ void outputs(const float* x, const W* w, const float* b, float* y, int64_t in, i
   }
 }
 
+// The same for more rows than there are registers for: the weights are still at hand for the others.
+template <int M, int R, class W>
+void in_turns(const float* x, const W* w, const float* b, float* y, int64_t in, int64_t out, int64_t n) {
+  constexpr int most = 6, now = M < most ? M : most;
+  outputs<now, R>(x, w, b, y, in, out, n);
+  if constexpr (M > most) in_turns<M - most, R>(x + most * in, w, b, y + most * out, in, out, n);
+}
+
 template <int M, class W>
 void rows(const float* x, const W* w, const float* b, float* y, int64_t in, int64_t out) {
-  constexpr int R = M <= 6 ? 4 : M <= 12 ? 2 : 1;  // as many totals as there are registers
+  constexpr int R = 4;
   at::parallel_for(0, out / R, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) outputs<M, R>(x, w, b, y, in, out, i * R);
+    for (int64_t i = begin; i < end; i++) in_turns<M, R>(x, w, b, y, in, out, i * R);
   });
-  for (int64_t n = out / R * R; n < out; n++) outputs<M, 1>(x, w, b, y, in, out, n);
+  for (int64_t n = out / R * R; n < out; n++) in_turns<M, 1>(x, w, b, y, in, out, n);
 }
 
 template <int M, class W>
