@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from specdec.decoding import compiled
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loader import load_model
@@ -70,6 +71,18 @@ class TestMicro:
         both = SpeculativeDecoder(draft, target, 4).generate(ids, 24, eos_token_id=None)
         assert both.generated_ids == alone.generated_ids
         assert both.acceptance_rate > 0.5
+
+    def test_as_a_draft_it_runs_eagerly_before_a_compiled_target(self, micro, monkeypatch):
+        monkeypatch.setattr(compiled, "compile_ahead", lambda module, *rest: module)
+        draft, target = micro
+        ids = target.tokenizer(PROMPT).input_ids
+        results = [
+            SpeculativeDecoder(draft, target, 2, engine=engine).generate(ids, 12)
+            for engine in ("eager", "compiled")
+        ]
+        assert results[0].generated_ids == results[1].generated_ids
+        assert results[1].engine == "compiled"
+        assert "4-bit weights can't be compiled" in results[1].engine_reason
 
     def test_coupled_samples_are_the_targets(self, micro):
         draft, target = micro

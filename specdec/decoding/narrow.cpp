@@ -20,6 +20,7 @@ typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4
 typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint32_t Pairs __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(2), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
 // The lanes of a and b without bit W in their number, plus those with it.
 template <int W, int... L>
 Lanes fold(Lanes a, Lanes b, std::integer_sequence<int, L...>) {

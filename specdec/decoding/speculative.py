@@ -188,6 +188,8 @@ class SpeculativeDecoder(Decoder):
 
     def _draft_on_host(self, temperature: float) -> str | None:
         if isinstance(self.drafter(temperature), DraftModel):
+            if self.draft.device.type == "cpu" and self.draft.is_4bit:
+                return "the draft runs eagerly: 4-bit weights can't be compiled for a CPU"
             return None
         return "the draft runs eagerly: it reads the text in its own tokens, cut anew each round"
 

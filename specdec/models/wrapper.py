@@ -53,6 +53,11 @@ class ModelWrapper:
         return self.model.num_parameters()
 
     @property
+    def is_4bit(self) -> bool:
+        """Whether the weights are held in 4 bits."""
+        return getattr(self.model, "is_loaded_in_4bit", False)
+
+    @property
     def memory_footprint_mb(self) -> float:
         """Memory that the weights and buffers really take, in MB (2^20 bytes).
 

@@ -22,7 +22,7 @@ NOTES = [
     "its 95 % interval (bootstrap over prompts). Hatched: the interval holds 1×, so neither gain "
     "nor loss is shown. Outlined: the best K of the row.",
 ]
-TICKS = [1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 8]
+TICKS = [1 / 2, 2 / 3, 0.8, 1, 1.25, 1.5, 2]  # where nothing lies further from 1; else powers of 2
 MISSING = "#dddddd"
 CELL_HEIGHT = 0.42  # inches
 
@@ -55,8 +55,8 @@ def draw(tables_dir: Path) -> Figure:
             ax.set(xlim=(0, ks), ylim=(height, 0))  # cells of one size in all panels
             facet.write_heading(ax, 80 // columns)
     bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.7, aspect=40)
-    ticks = [tick for tick in TICKS if abs(math.log2(tick)) <= farthest + 1e-9]
-    bar.set_ticks([math.log2(tick) for tick in ticks], labels=[f"{round(t, 2):g}×" for t in ticks])
+    ticks = TICKS if farthest <= 1 else [2.0**n for n in range(-int(farthest), int(farthest) + 1)]
+    bar.set_ticks([math.log2(tick) for tick in ticks], labels=[f"{t:.2g}×" for t in ticks])
     bar.ax.minorticks_off()
     bar.set_label("speedup S (log scale)")
     return figure
