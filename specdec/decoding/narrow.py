@@ -126,8 +126,13 @@ def narrow_operators(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Plain ones; classes made from these (4-bit layers, for one) compute something else."""
-    return [layer for layer in model.modules() if type(layer) in (torch.nn.Linear, Conv1D)]
+    """Plain ones: classes made from these (4-bit layers, for one) compute something else, and a
+    layer with a `forward` of its own is in somebody's hands."""
+    return [
+        layer
+        for layer in model.modules()
+        if type(layer) in (torch.nn.Linear, Conv1D) and "forward" not in vars(layer)
+    ]
 
 
 def _by_output(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def draw(tables_dir: Path) -> Figure:
             facet.write_heading(ax, 80 // columns)
     bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.7, aspect=40)
     ticks = TICKS if farthest <= 1 else [2.0**n for n in range(-int(farthest), int(farthest) + 1)]
-    bar.set_ticks([math.log2(tick) for tick in ticks], labels=[f"{t:.2g}×" for t in ticks])
+    bar.set_ticks([math.log2(tick) for tick in ticks], labels=[f"{t:.3g}×" for t in ticks])
     bar.ax.minorticks_off()
     bar.set_label("speedup S (log scale)")
     return figure
