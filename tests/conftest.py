@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from specdec.decoding import compiled
 from tests.tiny import make_model, make_tokenizer, perturbed, wrap
 
 torch.set_num_threads(1)
@@ -36,3 +37,9 @@ def tiny_wrapper(tiny_tokenizer):
 def tiny_pair(tiny_tokenizer, tiny_wrapper):
     """`(draft, target)` of one tokenizer; the draft agrees with the target now and then."""
     return wrap(perturbed(tiny_wrapper.model), tiny_tokenizer), tiny_wrapper
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The pieces of the compiled engine as they are, without the compiler."""
+    monkeypatch.setattr(compiled, "compile_ahead", lambda module, *rest: module)

@@ -29,12 +29,6 @@ SAMPLING = [
 ]
 
 
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """The pieces as they are, without the compiler."""
-    monkeypatch.setattr(compiled, "compile_ahead", lambda module, *rest: module)
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def models(request):
     """`(draft, target)` in float64, of each architecture."""
@@ -309,11 +303,23 @@ def test_an_engine_that_there_is_not_is_refused(models):
         SpeculativeDecoder(*models, 2, engine="fast")
 
 
-def test_without_a_compiler_auto_says_so_and_runs_eagerly(monkeypatch, models):
-    def missing(*arguments, **settings):
-        raise RuntimeError("no working C++ compiler was found")
+@pytest.fixture
+def refuse(monkeypatch):
+    """`refuse(kind, message)`: a compiler that fails for these modules."""
 
-    monkeypatch.setattr(compiled, "compile_ahead", missing)
+    def set_up(kind: type, message: str) -> None:
+        def compile_ahead(module, *rest):
+            if isinstance(module, kind):
+                raise RuntimeError(message)
+            return module
+
+        monkeypatch.setattr(compiled, "compile_ahead", compile_ahead)
+
+    return set_up
+
+
+def test_without_a_compiler_auto_says_so_and_runs_eagerly(refuse, models):
+    refuse(torch.nn.Module, "no working C++ compiler was found")
     decoder = SpeculativeDecoder(*models, 2)
     decoder.prepare()
     result = decoder.generate(PROMPTS[0], 5)
@@ -322,26 +328,16 @@ def test_without_a_compiler_auto_says_so_and_runs_eagerly(monkeypatch, models):
         SpeculativeDecoder(*models, 2, engine="compiled").generate(PROMPTS[0], 5)
 
 
-def test_a_baseline_whose_draw_cannot_be_compiled_runs_eagerly(monkeypatch, models):
-    def only_passes(module, *rest):
-        if isinstance(module, pieces.Decision):
-            raise RuntimeError("no such operation")
-        return module
-
-    monkeypatch.setattr(compiled, "compile_ahead", only_passes)
+def test_a_baseline_whose_draw_cannot_be_compiled_runs_eagerly(refuse, models):
+    refuse(pieces.Decision, "no such operation")
     decoder = AutoregressiveDecoder(models[1])
     decoder.prepare()
     result = decoder.generate(PROMPTS[0], 5)
     assert result.engine == "eager" and "no such operation" in result.engine_reason
 
 
-def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(monkeypatch, models):
-    def only_targets(module, *rest):
-        if isinstance(module, pieces.DraftBlock):
-            raise RuntimeError("its library is not for compilers")
-        return module
-
-    monkeypatch.setattr(compiled, "compile_ahead", only_targets)
+def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(refuse, models):
+    refuse(pieces.DraftBlock, "its library is not for compilers")
     results = both_engines(lambda engine: SpeculativeDecoder(*models, 2, engine=engine), PROMPTS[0])
     assert_same(*results)
     assert "its library is not for compilers" in results[1].engine_reason

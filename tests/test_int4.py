@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 
-from specdec.decoding import compiled
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loader import load_model
@@ -72,8 +71,7 @@ class TestMicro:
         assert both.generated_ids == alone.generated_ids
         assert both.acceptance_rate > 0.5
 
-    def test_as_a_draft_it_runs_eagerly_before_a_compiled_target(self, micro, monkeypatch):
-        monkeypatch.setattr(compiled, "compile_ahead", lambda module, *rest: module)
+    def test_as_a_draft_it_runs_eagerly_before_a_compiled_target(self, micro, uncompiled):
         draft, target = micro
         ids = target.tokenizer(PROMPT).input_ids
         results = [

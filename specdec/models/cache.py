@@ -60,6 +60,10 @@ class GrowingCache(DynamicCache):
 SLOTS_STEP = 64
 
 
+def _whole_steps(slots: int) -> int:
+    return -(-slots // SLOTS_STEP) * SLOTS_STEP
+
+
 class FixedCache:
     """Keys and values in buffers that are allocated once: `slots` places for tokens.
 
@@ -73,8 +77,7 @@ class FixedCache:
 
         `like` holds at least one token.
         """
-        slots = -(-slots // SLOTS_STEP) * SLOTS_STEP
-        self.slots = slots
+        self.slots = slots = _whole_steps(slots)
         self._buffers = [
             torch.zeros(slots, part.shape[1], part.shape[3], dtype=part.dtype, device=part.device)
             for layer in like
@@ -98,7 +101,7 @@ class FixedCache:
         """
         slots = self.slots
         if self._buffers[0].device.type == "cpu":
-            slots = min(-(-tokens // SLOTS_STEP) * SLOTS_STEP, slots)
+            slots = min(_whole_steps(tokens), slots)
         if len(self._seen[0]) != slots:
             self._seen = [buffer[:slots] for buffer in self._buffers]
         return self._seen
