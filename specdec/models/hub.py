@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from specdec.utils.errors import SpecdecError, one_line
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.paths import SHIPPED
 
 HUB_TIMEOUT = 10.0  # seconds
 
@@ -24,7 +24,7 @@ def resolve_model(model_id: str) -> str:
     A relative folder is looked up in the current folder first, then in the project's.
     """
     named = Path(model_id).expanduser()
-    candidates = [named.absolute(), PROJECT_ROOT / named]
+    candidates = [named.absolute(), SHIPPED / named]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return str(folder)

@@ -21,10 +21,11 @@ from specdec.models.loader import (
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.paths import SHIPPED
 
-#: The configurations that ship: `config/shapes/<model id>.json`, as `config.json` on the hub.
-SHAPES = PROJECT_ROOT / "config/shapes"
+#: Configurations, `<model id>.json` as `config.json` on the hub: those that ship, and before them
+#: those of the folder that a study runs in.
+SHAPES, OWN_SHAPES = SHIPPED / "config/shapes", Path("config/shapes")
 
 SEED = 0
 INT4_STD = 0.02  # of weights that are quantised; the others are drawn as their class draws them
@@ -121,11 +122,12 @@ def _quantised(side: ModelSide, config: PreTrainedConfig, place: torch.device) -
 def _configuration_file(side: ModelSide) -> str:
     """Where the configuration of a model lies: its folder, the shapes that ship, or the cache."""
     source = resolve_model(side.model)
-    shipped = SHAPES / f"{side.model}.json"
+    shapes = [folder / f"{side.model}.json" for folder in (OWN_SHAPES, SHAPES)]
     if Path(source).is_dir():
         return source
-    if shipped.is_file():
-        return str(shipped)
+    for file in shapes:
+        if file.is_file():
+            return str(file)
     cached = try_to_load_from_cache(source, "config.json", revision=side.revision)
     if isinstance(cached, str):
         return cached

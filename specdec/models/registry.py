@@ -10,10 +10,10 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from specdec.utils.errors import SpecdecError, one_line
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.paths import SHIPPED
 
 REGISTRY_PATH = Path("config/pairs.yaml")
-SCHEMA_PATH = PROJECT_ROOT / "config/schemas/pairs.schema.yaml"
+SCHEMA_PATH = SHIPPED / "config/schemas/pairs.schema.yaml"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def load_registry(path: Path | str | None = None) -> dict[str, ModelPair]:
 
     Without `path`, `config/pairs.yaml` of the current folder counts if there is one.
     """
-    shipped = PROJECT_ROOT / REGISTRY_PATH
+    shipped = SHIPPED / REGISTRY_PATH
     own = Path(path) if path is not None else REGISTRY_PATH
     pairs = _read_pairs(shipped)
     if path is not None or own.exists():
