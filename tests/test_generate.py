@@ -1,4 +1,4 @@
-"""`specdec generate`: where its prompt comes from, what it prints while tokens come, how it ends."""
+"""`specdec generate`: where its prompt comes from, what it prints as tokens come, how it ends."""
 
 from __future__ import annotations
 

@@ -28,8 +28,10 @@ def run(arguments: argparse.Namespace) -> None:
     from specdec.certification.certificate import examine
     from specdec.certification.page import format_page
     from specdec.utils.errors import SpecdecError
-    from specdec.utils.files import atomic_write
+    from specdec.utils.files import atomic_write, check_output
 
+    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
+    check_output(path)
     certificate = examine(
         arguments.pair,
         arguments.registry,
@@ -40,7 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     page = format_page(certificate)
     print(page)
-    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
     with atomic_write(path) as file:
         json.dump(certificate, file, indent=2, ensure_ascii=False)
         file.write("\n")

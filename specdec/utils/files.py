@@ -1,11 +1,15 @@
 """Files that are whole or absent, and a lock that one process holds at a time."""
 
+import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from specdec.utils.errors import SpecdecError
 
 
 @contextmanager
@@ -26,6 +30,24 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_output(path: Path | str) -> None:
+    """Raise SpecdecError unless `atomic_write` can write `path`: asked before work is put into it.
+
+    Its folder is made where it is missing, as `atomic_write` would.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SpecdecError(
+            f"{path}: can't be written ({error.strerror}); name a file in a folder that can"
+        ) from error
 
 
 @contextmanager
