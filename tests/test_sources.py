@@ -64,22 +64,31 @@ def test_the_data_card_names_a_file_by_its_content(jsonl):
     assert after.origin["label"] == "records.jsonl"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "records.jsonl holds no records"),
-        (b"[]", "records.jsonl holds no records"),
-        (b"\xff\xfe\x00", "records.jsonl is no JSON text"),
-        (gzip.compress(b'{"turns": ["a"]}' * 99)[:40], "records.jsonl is no JSON text"),
-        (b'{"turns": ["a"]}\n{"turns": [', "records.jsonl, line 2: not JSON"),
-        (b'[{"turns": ["a"]},', "records.jsonl: not JSON"),
-        (b'{"turns": ["a"]}\n7', "records.jsonl, line 2: found '7' where a record is needed"),
-        (b'["a"]', "records.jsonl, record 1: found 'a' where a record is needed"),
-        (b'{"turns": ["a"]}\n{"id": 2, "more": {"x": 1}}', "line 2: no field 'turns.0'; there "),
-        (b'{"turns": ["a"]}\n{"turns": []}', "line 2: no field 'turns.0'"),
-        (b'[{"turns": [["a"]]}]', "record 1: field 'turns.0' is a list, not text"),
-    ],
-)
+BROKEN = {
+    "empty": (b"", "records.jsonl holds no records"),
+    "empty list": (b"[]", "records.jsonl holds no records"),
+    "bytes": (b"\xff\xfe\x00", "records.jsonl is no JSON text"),
+    "cut gzip": (
+        gzip.compress(b'{"turns": ["a"]}' * 99)[:40],
+        "records.jsonl is no JSON text",
+    ),
+    "cut line": (b'{"turns": ["a"]}\n{"turns": [', "records.jsonl, line 2: not JSON"),
+    "cut list": (b'[{"turns": ["a"]},', "records.jsonl: not JSON"),
+    "number as line": (
+        b'{"turns": ["a"]}\n7',
+        "records.jsonl, line 2: found '7' where a record is needed",
+    ),
+    "text as record": (b'["a"]', "records.jsonl, record 1: found 'a' where a record is needed"),
+    "field missing": (
+        b'{"turns": ["a"]}\n{"id": 2, "more": {"x": 1}}',
+        "line 2: no field 'turns.0'; there ",
+    ),
+    "field empty": (b'{"turns": ["a"]}\n{"turns": []}', "line 2: no field 'turns.0'"),
+    "field no text": (b'[{"turns": [["a"]]}]', "record 1: field 'turns.0' is a list, not text"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_is_refused_in_one_line_that_names_the_place(tmp_path, content, message):
     path = tmp_path / "records.jsonl"
     path.write_bytes(content)
