@@ -44,6 +44,21 @@ def test_json_and_json_lines_are_read_gzipped_or_not(tmp_path, lines, zipped):
     assert load_prompts({"path": str(path), "field": "turns.0"}) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    "content", [["one", "two"], {"data": ["one", "two"]}], ids=["list", "data"]
+)
+def test_a_list_of_texts_is_a_prompt_file(tmp_path, content):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(content, indent=1))
+    assert load_prompts({"path": str(path)}) == ["one", "two"]
+
+
+def test_records_under_data_are_a_prompt_file(tmp_path):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps({"version": 1, "data": RECORDS}))
+    assert load_prompts({"path": str(path), "field": "turns.0"}) == ["one", "two"]
+
+
 def test_a_template_may_use_the_field_others_and_plain_braces(jsonl):
     spec = {"path": str(jsonl), "field": "turns.0", "template": "{{q}} {text}\n\n{note}"}
     assert load_prompts(spec) == ["{q} one", "{q} two\n\nn"]
@@ -78,7 +93,12 @@ BROKEN = {
         b'{"turns": ["a"]}\n7',
         "records.jsonl, line 2: found '7' where a record is needed",
     ),
-    "text as record": (b'["a"]', "records.jsonl, record 1: found 'a' where a record is needed"),
+    "text as record": (b'["a"]', "record 1: no field 'turns.0'; there are: text"),
+    "number as record": (b'{"data": [7]}', "record 1: found '7' where a record is needed"),
+    "half a character": (
+        b'{"turns": ["a"]}\n{"turns": ["\\ud83d"]}',
+        r"records.jsonl, line 2: .ud83d alone is half a character",
+    ),
     "field missing": (
         b'{"turns": ["a"]}\n{"id": 2, "more": {"x": 1}}',
         "line 2: no field 'turns.0'; there ",
