@@ -16,10 +16,11 @@ from specdec.certification import certificate, greedy, sampling
 from specdec.certification.greedy import DEFECT, NEAR_TIE, Parting, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
-from specdec.certification.sampling import Context, check_sampling
+from specdec.certification.sampling import check_sampling
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.data.prompts import Limit, digest
 from specdec.decoding import drafters, rejection
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.sampling import Greedy
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.registry import ModelPair, ModelSide
@@ -53,7 +54,7 @@ def table_decoder(seed=0) -> SpeculativeDecoder:
 
 
 def certified(decoder, generations=64):
-    return check_sampling(decoder, [Context([0, 1, 2]), Context([3])], generations)
+    return check_sampling(decoder, [Encoded([0, 1, 2]), Encoded([3])], generations)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def other_vocabulary(method):
     target = ModelWrapper(Table(make_table(4, seed=0)), target_tokenizer, "cpu")
     draft = ModelWrapper(Table(make_table(5, seed=1)), draft_tokenizer, "cpu")
     decoder = SpeculativeDecoder(draft, target, sampling.DRAFT_TOKENS, vocabulary=method)
-    return decoder, [Context([0, 1, 3])]
+    return decoder, [Encoded([0, 1, 3])]
 
 
 @pytest.mark.parametrize("method", ["intersection", "exact_match"])
@@ -125,7 +126,7 @@ def pair():
 
 
 def test_greedy_output_of_a_right_engine_passes(pair, tiny_pair):
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:2], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:2], "eager")
     assert part["verdict"] == "pass"
     assert part["prompts"] == part["agreeing"] == 2 and not part["divergences"]
     assert set(part["agreeing_by_draft_tokens"]) == {"1", "2", "4", "8"}
@@ -141,7 +142,7 @@ def test_greedy_output_that_keeps_what_the_draft_says_is_a_defect(pair, tiny_pai
     monkeypatch.setattr(
         Greedy, "verify", lambda *arguments: tuple(map(torch.as_tensor, verify(*arguments)))
     )
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:1], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:1], "eager")
     assert part["verdict"] == "defect"
     assert part["agreeing_by_draft_tokens"] == {"1": 1, "2": 0, "4": 1, "8": 1}
     for parting in part["divergences"]:
@@ -159,7 +160,7 @@ def test_greedy_output_that_ends_early_is_a_defect(pair, tiny_pair, monkeypatch)
         return result
 
     monkeypatch.setattr(SpeculativeDecoder, "generate", generate)
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:1], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:1], "eager")
     assert part["verdict"] == "defect" and part["agreeing"] == 0
     assert {(d["position"], d["tokens"][1], d["gap"]) for d in part["divergences"]} == {
         (5, None, None)
@@ -182,7 +183,7 @@ def test_equal_logits_are_a_near_tie_whichever_token_is_taken(pair, tiny_tokeniz
         return count, logits.shape[-1] - 1 - token
 
     monkeypatch.setattr(Greedy, "verify", flipped)
-    part = check_greedy(pair, draft, target, PROMPTS[:1], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", draft, target), PROMPTS[:1], "eager")
     assert part["agreeing"] == 0 and part["verdict"] == "pass"
     assert all(d["verdict"] == NEAR_TIE and d["gap"] == 0 for d in part["divergences"])
 

@@ -9,6 +9,7 @@ import torch
 from specdec import __main__ as command
 from specdec.analysis.theory import speedup, tokens_per_round
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models import memory_check, pair
 from specdec.models.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
@@ -70,9 +71,7 @@ class TestMeasures:
         assert torch.equal(session.feed(torch.tensor([3]), keep=1), before)
 
     def test_the_rest_of_a_round_is_what_its_passes_leave(self, wrapper):
-        both = costs.SpeculativeDecoder(
-            wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5
-        )
+        both = SpeculativeDecoder(wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5)
         assert 0 < time_round_rest(both, 8) < 0.1
 
     def test_the_rest_of_a_step_is_what_its_pass_leaves(self, wrapper):

@@ -9,14 +9,9 @@ from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
 from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
-from specdec.certification.sampling import TEMPERATURES, Context, check_sampling
-from specdec.data.dataset import Prompt
-from specdec.data.prompts import Limit
-from specdec.decoding.job import encode_for
+from specdec.certification.sampling import TEMPERATURES, check_sampling
+from specdec.decoding.loaded_pair import Encoded, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.pair import load_pair
-from specdec.models.registry import get_pair
-from specdec.models.wrapper import ModelWrapper
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, code_digest
 
@@ -37,24 +32,20 @@ def examine(
 
     `prompt_file` and `field` are as in `load_prompts`.
     """
-    pair = get_pair(name, registry)
-    draft, target = load_pair(name, registry, device)
-    sides = [(target, pair.target), (draft, pair.draft)]
-    limits = [_limit(wrapper, side.chat) for wrapper, side in sides]
+    pair = load_pair(name, registry, device)
+    limits = pair.limits(NEW_TOKENS + max(DRAFT_TOKENS))
     prompts, described = load_prompts(prompt_file, field, limits)
 
     log.info("the acceptance rule, enumerated …")
     rule = check_rule()
     log.info("greedy output on %d prompts …", len(prompts))
-    greedy = check_greedy(pair, draft, target, prompts, engine)
+    greedy = check_greedy(pair, prompts, engine)
     log.info("the joint distribution of sampled output …")
-    decoder = SpeculativeDecoder(
-        draft, target, SAMPLED_DRAFT_TOKENS, pair.vocabulary, engine=engine
-    )
+    decoder = pair.decoder(SAMPLED_DRAFT_TOKENS, engine)
     for temperature in TEMPERATURES:
         decoder.prepare(temperature)
     shortest = sorted(prompts, key=lambda prompt: prompt.token_count)[:CONTEXTS]
-    contexts = [_context(pair, decoder, prompt) for prompt in shortest]
+    contexts = [pair.encode(prompt.text) for prompt in shortest]
     sampling = check_sampling(decoder, contexts)
     sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest]
 
@@ -66,30 +57,17 @@ def examine(
         "sampling": sampling,
         "rule": rule,
         "provenance": {
-            "pair_entry": asdict(pair),
+            "pair_entry": asdict(pair.entry),
             "prompts": described,
             "engine_requested": engine,
             **_path_taken(decoder, contexts[0]),
             "code_digest": code_digest(__name__),
-            "environment": capture_environment(target.device),
+            "environment": capture_environment(pair.target.device),
         },
     }
 
 
-def _limit(wrapper: ModelWrapper, chat: str) -> Limit:
-    """What a model leaves for a prompt: its context less what is decoded behind it."""
-    room = NEW_TOKENS + max(DRAFT_TOKENS)
-    context = wrapper.context_length
-    left = None if context is None else context - room
-    return Limit(wrapper.name, wrapper.tokenizer, left, chat)
-
-
-def _context(pair, decoder: SpeculativeDecoder, prompt: Prompt) -> Context:
-    prompt_ids, shown = encode_for(pair, decoder, prompt.text)
-    return Context(prompt_ids, shown.get("draft_prompt_ids"))
-
-
-def _path_taken(decoder: SpeculativeDecoder, context: Context) -> dict:
+def _path_taken(decoder: SpeculativeDecoder, context: Encoded) -> dict:
     """How the pair decodes, as its results say: its drafter, its vocabularies, its engine."""
     result = decoder.generate(max_new_tokens=2, temperature=1.0, seed=0, **context._asdict())
     names = ("drafter", "vocabulary_match", "engine", "engine_reason")

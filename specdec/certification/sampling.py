@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from specdec.analysis.goodness_of_fit import goodness_of_fit
 from specdec.certification.mistakes import emitted_by_mistake
 from specdec.decoding.drafters import IntersectionDraft
 from specdec.decoding.generation import Generation
+from specdec.decoding.loaded_pair import Encoded
 from specdec.decoding.sampling import Warp
 from specdec.decoding.speculative import SpeculativeDecoder
 
@@ -50,15 +50,8 @@ POWER = 0.99
 SCORED_AT_ONCE = 8
 
 
-class Context(NamedTuple):
-    """What is to be continued, in token ids of the target and, in another form, of the draft."""
-
-    prompt_ids: list[int]
-    draft_prompt_ids: list[int] | None = None
-
-
 def check_sampling(
-    decoder: SpeculativeDecoder, contexts: list[Context], generations: int = GENERATIONS
+    decoder: SpeculativeDecoder, contexts: list[Encoded], generations: int = GENERATIONS
 ) -> dict:
     """The `sampling` part of a certificate.
 

@@ -21,31 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     # Late, so that `--help` and a wrong argument answer at once.
-    from specdec.decoding.autoregressive import AutoregressiveDecoder
-    from specdec.decoding.job import encode_for
-    from specdec.decoding.speculative import SpeculativeDecoder
-    from specdec.models.pair import load_pair
+    from specdec.decoding.loaded_pair import LoadedPair
     from specdec.models.registry import get_pair
 
-    pair = get_pair(arguments.pair, arguments.registry)
-    draft, target = load_pair(arguments.pair, arguments.registry, arguments.device)
-    if arguments.k == 0:
-        decoder = AutoregressiveDecoder(target, engine=arguments.engine)
-    else:
-        decoder = SpeculativeDecoder(
-            draft, target, arguments.k, pair.vocabulary, engine=arguments.engine
-        )
-    prompt_ids, shown = encode_for(pair, decoder, arguments.prompt)
+    pair = LoadedPair(get_pair(arguments.pair, arguments.registry), arguments.device)
+    decoder = pair.decoder(arguments.k, arguments.engine)
     print(arguments.prompt, end="", flush=True)
     result = decoder.generate(
-        prompt_ids,
-        arguments.max_new_tokens,
+        max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
-        on_tokens=TextStream(target.tokenizer),
-        **shown,
+        on_tokens=TextStream(pair.target.tokenizer),
+        **pair.encode(arguments.prompt).arguments(arguments.k),
     )
     print(f"\n{result.summary()}")
     reason = f" ({result.engine_reason})" if result.engine_reason else ""

@@ -10,9 +10,8 @@ import torch
 from scipy.stats import bootstrap
 
 from specdec.analysis.statistics import LEVEL
-from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.generation import check_context
-from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.memory_check import available_bytes, check_memory, needed_bytes
 from specdec.models.random_weights import load_random_weights
 from specdec.models.registry import ModelPair, ModelSide, with_random_weights
@@ -186,12 +185,12 @@ def _target_passes(target: ModelWrapper, request: Request) -> dict:
 
 def _round_rests(draft: ModelWrapper, target: ModelWrapper, request: Request) -> dict:
     """Measures `rest K` of real rounds, and `rest 0` of the baseline's steps."""
-    alone = AutoregressiveDecoder(target, engine=request.engine)
+    entry = ModelPair(request.pair, request.draft, request.target)
+    pair = LoadedPair(entry, str(request.device), draft, target)
+    alone = pair.decoder(0, request.engine)
     rests = {"rest 0": lambda: time_step_rest(alone, request.context)}
     for k in request.draft_tokens:
-        both = SpeculativeDecoder(
-            draft, target, k, engine=request.engine, synthetic_acceptance=ACCEPTANCE
-        )
+        both = pair.decoder(k, request.engine, synthetic_acceptance=ACCEPTANCE)
         rests[f"rest {k}"] = lambda both=both: time_round_rest(both, request.context)
     return rests
 
