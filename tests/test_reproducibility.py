@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from specdec.utils import reproducibility
+from specdec.utils import machine, reproducibility
 from specdec.utils.digest import code_digest, import_closure
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
@@ -59,6 +59,11 @@ class TestSeeds:
     def test_no_thread_at_all_is_an_error(self):
         with pytest.raises(SpecdecError, match="threads: 0 is below 1"):
             set_threads(0)
+
+    def test_threads_that_would_share_a_core_are_an_error(self, monkeypatch):
+        monkeypatch.setattr(machine, "available_cores", lambda: 2)
+        with pytest.raises(SpecdecError, match="threads: 3 is above the 2 cores"):
+            set_threads(3)
 
 
 class TestEnvironment:
