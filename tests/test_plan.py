@@ -9,8 +9,9 @@ import torch
 from specdec import __main__ as command
 from specdec.analysis.theory import speedup, tokens_per_round
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.models import memory_check, pair
-from specdec.models.random_weights import load_random_weights
+from specdec.models import pair
+from specdec.models.loading import memory_check
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
 from specdec.planning import costs
 from specdec.planning.costs import Costs, Estimate, make_request, measure_costs, ratio
