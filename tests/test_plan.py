@@ -12,8 +12,9 @@ from specdec import __main__ as command
 from specdec.analysis.theory import speedup, tokens_per_round
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models import memory_check, pair
-from specdec.models.random_weights import load_random_weights
+from specdec.models import pair
+from specdec.models.loading import memory_check
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
 from specdec.models.wrapper import Session
 from specdec.planning import costs, plan
