@@ -51,7 +51,7 @@ def check_writable(folder: Path | str) -> None:
 
 
 def check_output(path: Path | str) -> None:
-    """Raise SpecdecError unless `atomic_write` can write `path`: asked before work is put into it."""
+    """Raise SpecdecError unless `atomic_write` can write `path`: before work is put into it."""
     if Path(path).is_dir():
         raise SpecdecError(f"{path}: is a folder; name a file in it")
     check_writable(Path(path).parent)
