@@ -19,7 +19,8 @@ from specdec.certification.rule import check_rule
 from specdec.certification.sampling import check_sampling
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.data.prompts import Limit, digest
-from specdec.decoding import drafters, rejection
+from specdec.decoding import rejection
+from specdec.decoding.drafters.bridged import IntersectionDrafting
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.sampling import Greedy, Warp
 from specdec.decoding.speculative import SpeculativeDecoder
@@ -141,13 +142,13 @@ def test_sampling_with_a_draft_of_another_vocabulary_passes(method):
 
 
 def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary(monkeypatch):
-    right = drafters.IntersectionDraft.propose
+    right = IntersectionDrafting.propose
 
-    def propose(self, run, k):
-        tokens, q, count = right(self, run, k)
-        return drafters.Proposal(tokens, q.roll(1, dims=1), count)
+    def propose(self, k):
+        proposal = right(self, k)
+        return proposal._replace(q=proposal.q.roll(1, dims=1))
 
-    monkeypatch.setattr(drafters.IntersectionDraft, "propose", propose)
+    monkeypatch.setattr(IntersectionDrafting, "propose", propose)
     assert check_sampling(*other_vocabulary("intersection"), 40)["verdict"] == "defect"
 
 

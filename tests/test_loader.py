@@ -16,9 +16,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from specdec.models import hub, loader
-from specdec.models.hub import check_available, resolve_model
-from specdec.models.loader import load_model, resolve_device
+from specdec.models.loading import hub, loader
+from specdec.models.loading.hub import check_available, resolve_model
+from specdec.models.loading.loader import load_model, resolve_device
 from specdec.utils.errors import SpecdecError, cli
 from specdec.utils.paths import PROJECT_ROOT
 from tests.tiny import make_model, make_tokenizer
@@ -140,7 +140,7 @@ class TestResolve:
 
     def test_then_in_the_project(self, saved_model, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(hub, "PROJECT_ROOT", saved_model.parent)
+        monkeypatch.setattr(hub, "SHIPPED", saved_model.parent)
         assert resolve_model("tiny-llama") == str(saved_model)
 
     @pytest.mark.parametrize("name", ["gpt2", "meta-llama/Meta-Llama-3-8B-Instruct"])

@@ -96,10 +96,10 @@ def check_greedy(
 def _replay(target: ModelWrapper, prompt: list[int], ids: list[int], rows: int) -> torch.Tensor:
     """Logits `[len(ids), V]`, float64, before each id, reading the ids `rows` at a time."""
     session = Session(target)
-    logits = [session.feed(torch.tensor(prompt), keep=1)]
+    logits = [session.read(torch.tensor(prompt), keep=1).logits]
     for start in range(0, len(ids) - 1, rows):
         block = torch.tensor(ids[start : min(start + rows, len(ids) - 1)])
-        logits.append(session.feed(block, keep=len(block)))
+        logits.append(session.read(block, keep=len(block)).logits)
     return torch.cat(logits).double()
 
 

@@ -36,10 +36,10 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from specdec.analysis.goodness_of_fit import goodness_of_fit
 from specdec.certification.mistakes import emitted_by_mistake
-from specdec.decoding.drafters import IntersectionDraft
-from specdec.decoding.generation import Generation
+from specdec.decoding.drafters.bridged import IntersectionDraft
+from specdec.decoding.generation import Generation, make_request
 from specdec.decoding.loaded_pair import Encoded
-from specdec.decoding.sampling import Warp
+from specdec.decoding.sampling import Greedy, Sampling, Warp
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.utils.logging import get_logger
 
@@ -246,17 +246,16 @@ class _Scores:
 
 def _intersection_rows(decoder, context, emitted: list[int], warp) -> torch.Tensor:
     """What a draft of another vocabulary draws each emitted token from, `[n, V]`."""
-    drafter = IntersectionDraft(decoder.draft, decoder.vocabularies)
-    run = Generation(
-        decoder.target, context.prompt_ids, LENGTH, warp, 0, None, None, draft_tokens=1
-    )
+    request = make_request(decoder.target, context.prompt_ids, LENGTH)
+    run = Generation(decoder.target, request, Sampling(Greedy))
     run.sampler = _Scores(warp)
     shown = context.draft_prompt_ids
-    drafter.start(run, None if shown is None else torch.tensor(shown))
+    drafter = IntersectionDraft(decoder.draft, decoder.vocabularies)
+    drafting = drafter.begin(run, None if shown is None else torch.tensor(shown), None)
     for token in emitted:
-        drafter.propose(run, 1)
+        drafting.propose(1)
+        drafting.settle(0, token, None)
         run.hand_over([token])
-        drafter.roll_back(run, run.length)
     return torch.stack(run.sampler.rows)
 
 

@@ -26,9 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
     import json
 
     from specdec.utils.errors import SpecdecError
-    from specdec.utils.files import atomic_write, check_writable
+    from specdec.utils.files import atomic_write, check_output
 
-    check_writable(FOLDER)
+    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
+    check_output(path)
     if arguments.prompts:
         try:
             arguments.prompts.open().close()
@@ -50,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     page = format_page(certificate)
     print(page)
-    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
     with atomic_write(path) as file:
         json.dump(certificate, file, indent=2, ensure_ascii=False)
         file.write("\n")

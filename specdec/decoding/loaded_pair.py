@@ -90,12 +90,23 @@ class LoadedPair:
             self.draft, self.target, k, self.entry.vocabulary, coupled, engine, synthetic_acceptance
         )
 
-    def encode(self, text: str) -> Encoded:
-        """A prompt in the ids of the target, and in the draft's own form where the entry asks."""
-        ids = encode_prompt(self.tokenizer("target"), text, self.entry.target.chat)
+    def encode(self, prompt: str | list[dict[str, str]]) -> Encoded:
+        """A prompt in the ids of the target, and in the draft's own form where the entry asks.
+
+        It is a text, or the messages of a chat, as `encode_prompt` takes them.
+        """
+        ids = encode_prompt(self.tokenizer("target"), prompt, self.entry.target.chat)
         if self.entry.draft_prompt == "target":
             return Encoded(ids)
-        return Encoded(ids, encode_prompt(self.tokenizer("draft"), text, self.entry.draft.chat))
+        return Encoded(ids, encode_prompt(self.tokenizer("draft"), prompt, self.entry.draft.chat))
+
+    def check_chat(self) -> None:
+        """Raise SpecdecError unless the target is one to chat with."""
+        if self.entry.target.chat == "none" or not self.tokenizer("target").chat_template:
+            raise SpecdecError(
+                f"pair {self.entry.name}: {self.entry.target.label} has no chat template, so there "
+                "are no turns to tell it; leave out --chat, or take a chat model"
+            )
 
     def decode(self, ids: list[int]) -> str:
         """The text of the target's token ids."""

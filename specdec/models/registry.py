@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from specdec.utils.errors import SpecdecError
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.paths import SHIPPED
 from specdec.utils.schema import find_mistake
 from specdec.utils.yaml_reader import read_yaml
 
 REGISTRY_PATH = Path("config/pairs.yaml")
-SCHEMA_PATH = PROJECT_ROOT / "config/schemas/pairs.schema.yaml"
+SCHEMA_PATH = SHIPPED / "config/schemas/pairs.schema.yaml"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_registry(path: Path | str | None = None) -> dict[str, ModelPair]:
 
     Without `path`, `config/pairs.yaml` of the current folder counts if there is one.
     """
-    shipped = PROJECT_ROOT / REGISTRY_PATH
+    shipped = SHIPPED / REGISTRY_PATH
     own = Path(path) if path is not None else REGISTRY_PATH
     pairs = _read_pairs(shipped)
     if path is not None or own.exists():

@@ -35,6 +35,8 @@ class GenerationResult:
     proposed_per_round: list[int] | None = None
     drafter: str | None = None  # the class that proposed: DraftModel, IntersectionDraft, ...
     vocabulary_match: str | None = None  # how the two vocabularies relate, in a line
+    verified_by: str | None = None  # greedy, rejection, matching, coupled or forced
+    draft_steps: int | None = None  # passes of the draft after its prefill
     alpha_ceiling: float | None = None  # most that a draft of another vocabulary could reach
     # Of both kinds; phases are prefill, draft, verify and sample.
     phase_times_ms: dict[str, float] | None = None  # the baseline's target steps are its verify
@@ -42,6 +44,7 @@ class GenerationResult:
     finish_reason: str | None = None  # "stop" (an end token) or "length" (the budget)
     engine: str | None = None  # the path really taken: "eager" or "compiled"
     engine_reason: str | None = None  # why it is not the one asked for
+    notes: list[str] | None = None  # what a reader of the figures must know, a line each
 
     @property
     def num_tokens(self) -> int:

@@ -50,6 +50,13 @@ def check_writable(folder: Path | str) -> None:
         ) from error
 
 
+def check_output(path: Path | str) -> None:
+    """Raise SpecdecError unless `atomic_write` can write `path`: before work is put into it."""
+    if Path(path).is_dir():
+        raise SpecdecError(f"{path}: is a folder; name a file in it")
+    check_writable(Path(path).parent)
+
+
 @contextmanager
 def exclusive_lock(path: Path | str, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path` during the block; the system frees it when the process ends.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from specdec import __version__
 from specdec.utils.digest import code_digest
 from specdec.utils.files import atomic_write, exclusive_lock
 from specdec.utils.machine import check_threads
@@ -76,7 +77,7 @@ def capture_environment(device: torch.device | str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": _version("transformers"),
-        "specdec": _version("specdec"),
+        "specdec": __version__,
         "bitsandbytes": _version("bitsandbytes"),
         "cuda": torch.version.cuda,
         "driver": _driver_version() if on_gpu else None,
