@@ -14,6 +14,9 @@ import torch
 from specdec.data.dataset import Prompt
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.wrapper import ModelWrapper, Session
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 DRAFT_TOKENS = (1, 2, 4, 8)
 NEW_TOKENS = 48
@@ -51,11 +54,13 @@ def check_greedy(
     baseline = pair.decoder(0, "eager")
     decoders = {k: pair.decoder(k, engine) for k in DRAFT_TOKENS}
     engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
-    for decoder in decoders.values():
+    for k, decoder in decoders.items():
+        log.info("preparing K = %d", k)
         decoder.prepare()
     moved = dict.fromkeys(DRAFT_TOKENS, 0.0)
     partings: list[Parting] = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts, 1):
+        log.info("prompt %d of %d", number, len(prompts))
         encoded = pair.encode(prompt.text)
         ids = encoded.prompt_ids
         alone = baseline.generate(ids, NEW_TOKENS).generated_ids

@@ -88,8 +88,8 @@ def choose_prompts(
         bounds = " and ".join(str(limit) for limit in limits if limit.max_tokens is not None)
         raise SpecdecError(
             f"{domain}: {count} prompts wanted, {len(chosen)} of {len(source.texts)} from "
-            f"{source.origin['label']} fit ({empty} empty, {duplicates} duplicates, {too_long} "
-            f"longer than {bounds or f'{source.max_field_tokens} tokens'}): "
+            f"{source.origin['label']} fit ({empty} empty, {too_long} longer than "
+            f"{bounds or f'{source.max_field_tokens} tokens'}, {duplicates} duplicates): "
             "lower prompts_per_domain or max_new_tokens, or name another source"
         )
     card = {
