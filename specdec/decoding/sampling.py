@@ -59,9 +59,7 @@ def warped(logits: torch.Tensor, temperature, top_k: int, top_p: float) -> torch
     `temperature` is above 0, a number or a tensor `[]`. top-k keeps ties with the k-th logit; top-p
     keeps the smallest set of most likely tokens whose mass reaches `top_p`, with ties of the last.
     """
-    # Widened first: half-precision logits divided in half precision are another distribution.
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logits = logits / temperature
+    logits = widened(logits) / temperature
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -70,6 +68,12 @@ def warped(logits: torch.Tensor, temperature, top_k: int, top_p: float) -> torch
         least = least_of_mass(probabilities, top_p)
         logits = logits.masked_fill(probabilities < least, -torch.inf)
     return logits.softmax(-1)
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits as numbers to calculate with, before all else: half-precision logits that are divided
+    in half precision are another distribution."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def least_of_mass(probabilities: torch.Tensor, mass: float) -> torch.Tensor:

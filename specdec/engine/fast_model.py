@@ -10,7 +10,7 @@ import torch
 
 from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.narrow import lay_out_weights, narrow_operators
-from specdec.decoding.sampling import Sampling, make_noise
+from specdec.decoding.sampling import Sampling, make_noise, widened
 from specdec.engine.pieces import LIMITS_SIZE, STATE_SIZE, Decision, DraftChoice, ModelPass
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.wrapper import ModelWrapper
@@ -112,8 +112,7 @@ class FastModel:
         def arguments(k: int) -> tuple:
             logits, q = self._rows(k + 1), self._number(0)
             if sampling.kind.asks_for_q:
-                wide = logits if logits.dtype == torch.float64 else logits.float()
-                q = wide[:k].softmax(-1)
+                q = widened(logits[:k]).softmax(-1)
             block = self._number(0).repeat(k + 1)
             state, limits = self._number(0).repeat(STATE_SIZE), self._number(1).repeat(LIMITS_SIZE)
             return logits, block, q, state, limits, *self._chance(sampling)
