@@ -199,7 +199,7 @@ class Forced(Greedy):
     has_table = True
 
     def verify(self, logits, tokens, q, position, valid):
-        kept = self._at(position, len(tokens)) & valid
+        kept = self._at(position, tokens.shape[0]) & valid
         return accepted_run(kept, logits.argmax(-1))
 
 
@@ -222,7 +222,7 @@ class Rejection(Sampler):
 
     def verify(self, logits, tokens, q, position, valid):
         p = self.warp(logits)
-        block = self._at(position, len(p))  # [K+1, PURPOSES]
+        block = self._at(position, p.shape[0])  # [K+1, PURPOSES]
         accept = 1 - block[:-1, ACCEPT]  # in (0, 1]
         return reject(p, q, tokens, accept, block[:, RESIDUAL], valid)
 
@@ -241,7 +241,7 @@ class Matching(Rejection):
         return logits.argmax(-1), None
 
     def verify(self, logits, tokens, q, position, valid):
-        noise = self._at(position, len(logits))[:, RESIDUAL]  # [K+1]
+        noise = self._at(position, logits.shape[0])[:, RESIDUAL]  # [K+1]
         return match(invert(self.warp(logits), noise), tokens, valid)
 
 
@@ -265,7 +265,7 @@ class Coupled(Sampler):
 
     def _choose(self, logits: torch.Tensor, position) -> torch.Tensor:
         """The tokens `[n]` of `n` places from `position` on, from their logits `[n, V]`."""
-        places = position + torch.arange(len(logits), device=logits.device)
+        places = position + torch.arange(logits.shape[0], device=logits.device)
         noise = gumbel(self.noise, places, logits.shape[-1])
         return (self.warp(logits).double().log() + noise).argmax(-1)
 
