@@ -47,6 +47,7 @@ class Decoder(ABC):
         self._captured: dict[tuple, list[CapturedRound]] = {}  # those that no run has
         self._preparation_seconds = 0.0
         self._one_at_a_time = RLock()
+        self._said: set[str] = set()  # the notes that the log has
 
     @abstractmethod
     def drafter(self, temperature: float) -> Drafter:
@@ -174,10 +175,12 @@ class Decoder(ABC):
                     rounds = CompiledRounds(fast.round, run, target, draft, k, captured)
                 while not run.done:
                     run.take(rounds.next())
-        for note in drafting.notes:
+        notes = drafting.notes
+        for note in set(notes) - self._said:
             log.warning("%s", note)
+            self._said.add(note)
         return run.result(
-            notes=drafting.notes or None,
+            notes=notes or None,
             engine="eager" if fast.target is None else "compiled",
             engine_reason=fast.reason,
             **self._speculation(run, drafter, sampling),
