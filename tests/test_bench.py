@@ -108,7 +108,7 @@ def test_what_the_bandwidth_allows_is_bytes_divided_by_it():
     assert allowed["most_tokens_per_s"] == pytest.approx(5000)
 
 
-def test_the_copy_counts_what_is_read_and_what_is_written(monkeypatch):
+def test_a_copy_counts_what_is_read_and_what_is_written_and_a_read_what_is_read(monkeypatch):
     class Second:
         elapsed_ms = 1000.0
 
@@ -127,6 +127,14 @@ def test_the_copy_counts_what_is_read_and_what_is_written(monkeypatch):
     monkeypatch.setattr(card, "last_level_cache", lambda: 8192)
     copied = card.copy_bandwidth(torch.device("cpu"))
     assert copied == {"bytes_per_s": 2 * 8192, "buffer_bytes": 8192}
+    read = card.read_bandwidth(torch.device("cpu"))
+    assert read == {"bytes_per_s": 8192, "buffer_bytes": 8192}
+
+
+def test_a_share_of_the_reading_speed_counts_less_where_reading_is_faster():
+    shares = table.speeds([a_run()], [a_run()], allowed_ms=100.0, read_to_copy=2.0)
+    assert shares["share_of_bandwidth"]["value"] == pytest.approx(100 / 200)
+    assert shares["share_of_read"]["value"] == pytest.approx(50 / 200)
 
 
 # Turns and runs

@@ -17,6 +17,7 @@ COLUMNS = [
     ("tokens/s", "tokens_per_s", 1, 1),
     ("ms/round", "ms_per_round", 1, 2),
     ("% of copy", "share_of_bandwidth", 100, 1),
+    ("% of read", "share_of_read", 100, 1),
     ("S", "S", 1, 2),
     ("τ", "tau", 1, 2),
     ("α", "alpha", 1, 2),

@@ -15,16 +15,18 @@ def make_rows(
     runs: dict[str, list[Run]],
     allowed_ms: dict[int, float],
     settings: Settings,
+    read_to_copy: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Ours, then others', each of which is compared with ours of the same K.
 
-    `allowed_ms`: the milliseconds that the bandwidth allows a round of K, or a step (0).
+    `allowed_ms`: the milliseconds that the bandwidth of a copy allows a round of K, or a step (0);
+    `read_to_copy`: that of a read ÷ that of a copy.
     """
     alone = runs[arm_name(0)]
     rows = []
     for arm in [*own, *others]:
         row = {"arm": arm.name, "K": arm.K, "acceptance": "measured"}
-        rows.append(row | table.speeds(runs[arm.name], alone, allowed_ms[arm.K]))
+        rows.append(row | table.speeds(runs[arm.name], alone, allowed_ms[arm.K], read_to_copy))
         if arm.K:
             rows[-1] |= table.acceptances(runs[arm.name])
     for row, arm in zip(rows, own, strict=False):

@@ -91,7 +91,8 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
 
     allowed_ms = {0: 1e3 / card["target"]["tokens_per_s"]}
     allowed_ms |= {K: allowed["ms"] for K, allowed in card["rounds"].items()}
-    rows = make_rows(own, others, runs, allowed_ms, settings)
+    read_to_copy = card["read_bandwidth"]["bytes_per_s"] / card["copy_bandwidth"]["bytes_per_s"]
+    rows = make_rows(own, others, runs, allowed_ms, settings, read_to_copy)
     rows += [{"arm": name, "not_run": reason} for name, reason in not_run.items()]
     told = {arm.name: runs[arm.name] for arm in [*own, *others]}
     equal = settings.temperature == 0 and settings.synthetic_acceptance is None
@@ -173,6 +174,7 @@ def _card(
         "gpu": cards.gpu_state(pair.target.device),
         "engine": {"asked": settings.engine, "got": got},
         "copy_bandwidth": copied,
+        "read_bandwidth": cards.read_bandwidth(pair.target.device),
         **sides,
         "rounds": {
             K: cards.round_card(sides["draft"], sides["target"], K, bandwidth) for K in settings.k
