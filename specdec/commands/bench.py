@@ -1,4 +1,4 @@
-"""Time a pair on this machine, beside what its bytes allow and what transformers reaches."""
+"""Time a pair on this machine, beside what its bytes allow and what others reach."""
 
 from __future__ import annotations
 
