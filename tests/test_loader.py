@@ -16,9 +16,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from specdec.models import hub, loader
-from specdec.models.hub import check_available, resolve_model
-from specdec.models.loader import load_model, resolve_device
+from specdec.models.loading import hub, loader
+from specdec.models.loading.hub import check_available, resolve_model
+from specdec.models.loading.loader import load_model, resolve_device
 from specdec.utils.errors import SpecdecError, cli
 from specdec.utils.paths import PROJECT_ROOT
 from tests.tiny import make_model, make_tokenizer

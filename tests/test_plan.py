@@ -12,15 +12,15 @@ from specdec import __main__ as command
 from specdec.analysis.theory import speedup, tokens_per_round
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models import memory_check, pair
-from specdec.models.random_weights import load_random_weights
+from specdec.models import pair
+from specdec.models.loading import memory_check
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
-from specdec.models.wrapper import Session
 from specdec.planning import costs, plan
 from specdec.planning.costs import Costs, Estimate, make_request, measure_costs, ratio
 from specdec.planning.measure import (
     interleave,
-    readers,
+    reader,
     time_pass,
     time_round_rest,
     time_rule,
@@ -66,12 +66,12 @@ def wrapper():
 
 class TestMeasures:
     def test_a_pass_leaves_the_session_as_it_was(self, wrapper):
-        session = readers(wrapper, 8, [3], "eager")[3]
-        before = session.feed(torch.tensor([3]), keep=1)
+        session = reader(wrapper, 8, 3, "eager")
+        before = session.read(torch.tensor([3]), keep=1).logits
         session.roll_back(8)
         assert time_pass(wrapper, session, 5) > 0
         assert session.length == 8
-        assert torch.equal(session.feed(torch.tensor([3]), keep=1), before)
+        assert torch.equal(session.read(torch.tensor([3]), keep=1).logits, before)
 
     def test_the_rest_of_a_round_is_what_its_passes_leave(self, wrapper):
         both = SpeculativeDecoder(wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5)
@@ -122,15 +122,6 @@ class TestMeasures:
         with pytest.raises(KeyboardInterrupt):
             interleave({"a": measure, "b": measure}, seconds=60, at_least=1, times=times)
         assert {name: list(values) for name, values in times.items()} == {"a": [2], "b": [3]}
-
-    def test_the_context_is_read_once_however_many_passes_are_timed(self, wrapper, monkeypatch):
-        read = []
-        feed = Session.feed
-        monkeypatch.setattr(
-            Session, "feed", lambda self, ids, keep: read.append(len(ids)) or feed(self, ids, keep)
-        )
-        readers(wrapper, 8, [1, 2, 3], "eager")
-        assert read == [8]
 
 
 class TestRatio:

@@ -5,10 +5,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models import memory_check, pair, random_weights
-from specdec.models.memory_check import weight_bytes
+from specdec.models import pair
+from specdec.models.loading import memory_check, random_weights
+from specdec.models.loading.memory_check import weight_bytes
+from specdec.models.loading.random_weights import SHAPES, known_configuration, load_random_weights
 from specdec.models.pair import load_pair
-from specdec.models.random_weights import SHAPES, known_configuration, load_random_weights
 from specdec.models.registry import ModelSide, load_registry, with_random_weights
 from specdec.utils.errors import SpecdecError
 from tests.checks import transformers_greedy

@@ -18,8 +18,9 @@ from specdec.data.dataset import Prompt, PromptDataset
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.job import Job, run_job
 from specdec.decoding.speculative import VOCABULARY_METHODS, SpeculativeDecoder
-from specdec.models import memory_check, pair
-from specdec.models.hub import resolve_model
+from specdec.models import pair
+from specdec.models.loading import memory_check
+from specdec.models.loading.hub import resolve_model
 from specdec.models.pair import load_pair
 from specdec.models.registry import SCHEMA_PATH, get_pair, load_registry
 from specdec.profiling.records import read_records

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 
 from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
 from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
-from specdec.certification.sampling import TEMPERATURES, check_sampling
-from specdec.decoding.loaded_pair import Encoded, load_pair
+from specdec.certification.sampling import check_sampling
+from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, code_digest
@@ -40,14 +41,13 @@ def examine(
     rule = check_rule()
     log.info("greedy output on %d prompts …", len(prompts))
     greedy = check_greedy(pair, prompts, engine)
-    log.info("the joint distribution of sampled output …")
-    decoder = pair.decoder(SAMPLED_DRAFT_TOKENS, engine)
-    for temperature in TEMPERATURES:
-        decoder.prepare(temperature)
     shortest = sorted(prompts, key=lambda prompt: prompt.token_count)[:CONTEXTS]
     contexts = [pair.encode(prompt.text) for prompt in shortest]
-    sampling = check_sampling(decoder, contexts)
-    sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest]
+    contexts.append(_one_token(pair, contexts[0]))
+    log.info("the joint distribution of sampled output …")
+    decoder_of = cache(partial(pair.decoder, engine=engine))
+    sampling = check_sampling(decoder_of, contexts)
+    sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest] + ["one token"]
 
     parts = (greedy, sampling, rule)
     return {
@@ -59,12 +59,23 @@ def examine(
         "provenance": {
             "pair_entry": asdict(pair.entry),
             "prompts": described,
+            # What the checkpoint asks for and this engine doesn't do: it isn't part of the target.
+            "ignored_settings": list(getattr(pair.target, "ignored_settings", [])),
             "engine_requested": engine,
-            **_path_taken(decoder, contexts[0]),
+            **_path_taken(decoder_of(SAMPLED_DRAFT_TOKENS), contexts[0]),
             "code_digest": code_digest(__name__),
             "environment": capture_environment(pair.target.device),
         },
     }
+
+
+def _one_token(pair: LoadedPair, encoded: Encoded) -> Encoded:
+    """The first token of a prompt that isn't a special one, as a prompt."""
+    ids = []
+    for name, prompt in zip(("target", "draft"), encoded, strict=True):
+        special = getattr(pair.tokenizer(name), "all_special_ids", [])
+        ids.append(prompt and [next((i for i in prompt if i not in special), prompt[0])])
+    return Encoded(*ids)
 
 
 def _path_taken(decoder: SpeculativeDecoder, context: Encoded) -> dict:

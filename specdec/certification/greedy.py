@@ -14,6 +14,9 @@ import torch
 from specdec.data.dataset import Prompt
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.wrapper import ModelWrapper, Session
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 DRAFT_TOKENS = (1, 2, 4, 8)
 NEW_TOKENS = 48
@@ -51,11 +54,13 @@ def check_greedy(
     baseline = pair.decoder(0, "eager")
     decoders = {k: pair.decoder(k, engine) for k in DRAFT_TOKENS}
     engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
-    for decoder in decoders.values():
+    for k, decoder in decoders.items():
+        log.info("preparing K = %d", k)
         decoder.prepare()
     moved = dict.fromkeys(DRAFT_TOKENS, 0.0)
     partings: list[Parting] = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts, 1):
+        log.info("prompt %d of %d", number, len(prompts))
         encoded = pair.encode(prompt.text)
         ids = encoded.prompt_ids
         alone = baseline.generate(ids, NEW_TOKENS).generated_ids
@@ -91,10 +96,10 @@ def check_greedy(
 def _replay(target: ModelWrapper, prompt: list[int], ids: list[int], rows: int) -> torch.Tensor:
     """Logits `[len(ids), V]`, float64, before each id, reading the ids `rows` at a time."""
     session = Session(target)
-    logits = [session.feed(torch.tensor(prompt), keep=1)]
+    logits = [session.read(torch.tensor(prompt), keep=1).logits]
     for start in range(0, len(ids) - 1, rows):
         block = torch.tensor(ids[start : min(start + rows, len(ids) - 1)])
-        logits.append(session.feed(block, keep=len(block)))
+        logits.append(session.read(block, keep=len(block)).logits)
     return torch.cat(logits).double()
 
 

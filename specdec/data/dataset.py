@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.data.records import check_unicode
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write
 
@@ -76,6 +77,7 @@ class PromptDataset:
                 prompts.append(Prompt(**fields))
             except TypeError as error:
                 raise SpecdecError(f"{path}, prompt {number}: {error}: {rebuild}") from error
+            check_unicode(prompts[-1].text, f"{path}, prompt {number}")
         dataset = cls(prompts, content.get("card"))
         if dataset.card.get("digest", digest(prompts)) != digest(prompts):
             raise SpecdecError(f"{path} was changed after it was built: {rebuild}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from specdec.models.hub import check_available
-from specdec.models.loader import load_model, resolve_device
-from specdec.models.memory_check import check_memory
-from specdec.models.random_weights import (
+from specdec.models.loading.hub import check_available
+from specdec.models.loading.loader import load_model, resolve_device
+from specdec.models.loading.memory_check import check_memory
+from specdec.models.loading.random_weights import (
     check_one_vocabulary,
     known_configuration,
     load_random_weights,

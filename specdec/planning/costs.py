@@ -22,7 +22,7 @@ from specdec.planning.measure import (
     ROUNDS,
     STEPS,
     interleave,
-    readers,
+    reader,
     time_pass,
     time_round_rest,
     time_rule,
@@ -237,11 +237,8 @@ def _load(side: ModelSide, request: Request) -> ModelWrapper:
 def _passes(name: str, wrapper: ModelWrapper, counts: list[int], request: Request) -> dict:
     """Measures `name 1`, `name 5`, … of passes over as many tokens."""
     log.info("%s: reading %d tokens of context …", name, request.context)
-    sessions = readers(wrapper, request.context, counts, request.engine)
-    return {
-        f"{name} {n}": lambda n=n, session=session: time_pass(wrapper, session, n)
-        for n, session in sessions.items()
-    }
+    session = reader(wrapper, request.context, max(counts), request.engine)
+    return {f"{name} {n}": lambda n=n: time_pass(wrapper, session, n) for n in counts}
 
 
 def _target_passes(target: ModelWrapper, request: Request) -> dict:

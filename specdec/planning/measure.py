@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.compiled import CompiledEngine, CompiledSession
 from specdec.decoding.rejection import match
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.fast_model import fast_model
+from specdec.engine.session import FastSession
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.timer import cuda_sync_time
 
@@ -27,24 +28,14 @@ def random_tokens(wrapper: ModelWrapper, count: int) -> torch.Tensor:
     return torch.randint(wrapper.vocab_size, (count,), generator=generator).to(wrapper.device)
 
 
-def readers(
-    wrapper: ModelWrapper, context: int, counts: list[int], engine: str
-) -> dict[int, Session | CompiledSession]:
-    """Sessions that have read `context` tokens, by how many more a pass over them is to read.
-
-    The context is read once: a pass is forgotten when it is timed, so one session serves them all.
-    """
+def reader(wrapper: ModelWrapper, context: int, most: int, engine: str) -> Session | FastSession:
+    """A session that has read `context` tokens, for passes over up to `most` more."""
     session = Session(wrapper)
-    session.feed(random_tokens(wrapper, context), keep=1)
-    if engine == "eager":
-        return dict.fromkeys(counts, session)
-    return {count: _compiled(wrapper, session, count) for count in counts}
-
-
-def _compiled(wrapper: ModelWrapper, session: Session, count: int) -> CompiledSession:
-    compiled = CompiledEngine(wrapper, None, count - 1)
-    compiled.reserve(session.length + count, ["target"])
-    return CompiledSession(compiled, session)
+    if engine != "eager":
+        model = fast_model(wrapper)
+        session = FastSession(model, model.take_cache(context + most))
+    session.read(random_tokens(wrapper, context), keep=1)
+    return session
 
 
 def slowdown(dtype: torch.dtype, device: torch.device) -> float:
@@ -61,11 +52,11 @@ def slowdown(dtype: torch.dtype, device: torch.device) -> float:
     return times[dtype] / times[torch.float32]
 
 
-def time_pass(wrapper: ModelWrapper, session: Session | CompiledSession, count: int) -> float:
+def time_pass(wrapper: ModelWrapper, session: Session | FastSession, count: int) -> float:
     """One pass over `count` tokens behind what the session has read, which it then forgets."""
     context, tokens = session.length, random_tokens(wrapper, count)
     begin = cuda_sync_time(wrapper.device)
-    session.feed(tokens, keep=count)
+    session.read(tokens, keep=count)
     elapsed = cuda_sync_time(wrapper.device) - begin
     session.roll_back(context)
     return elapsed

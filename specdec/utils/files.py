@@ -32,22 +32,29 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO]:
         unfinished.unlink(missing_ok=True)
 
 
-def check_output(path: Path | str) -> None:
-    """Raise SpecdecError unless `atomic_write` can write `path`: asked before work is put into it.
+def check_writable(folder: Path | str) -> None:
+    """Raise SpecdecError unless a file can be made in a folder, or in the one it will be made in.
 
-    Its folder is made where it is missing, as `atomic_write` would.
+    Tried, since permissions alone don't tell: a file system may be read-only.
     """
-    path = Path(path)
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
+        reason = "it is no folder" if error.errno == errno.ENOTDIR else error.strerror
         raise SpecdecError(
-            f"{path}: can't be written ({error.strerror}); name a file in a folder that can"
+            f"{folder}: nothing can be written there ({reason}): free it, or run elsewhere"
         ) from error
+
+
+def check_output(path: Path | str) -> None:
+    """Raise SpecdecError unless `atomic_write` can write `path`: before work is put into it."""
+    if Path(path).is_dir():
+        raise SpecdecError(f"{path}: is a folder; name a file in it")
+    check_writable(Path(path).parent)
 
 
 @contextmanager
