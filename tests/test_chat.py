@@ -15,6 +15,7 @@ from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.pair import load_pair, load_side
 from specdec.models.registry import ModelSide, get_pair
 from specdec.profiling.records import read_records
+from specdec.utils.errors import SpecdecError
 from tests.tiny import make_model, perturbed
 from tests.toy_tokenizers import byte_level, sentencepiece
 
@@ -76,6 +77,12 @@ class TestPrompts:
         plain = tokenizer(TEXT).input_ids
         assert encode_prompt(tokenizer, TEXT) == plain
         assert encode_prompt(chatty(tokenizer, WITH_BOS), TEXT, chat="none") == plain
+
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_half_a_character_is_one_line(self, family):
+        with pytest.raises(SpecdecError, match="the prompt: .udcff alone is half a character"):
+            encode_prompt(FAMILIES[family](), "x\udcff")
 
 
 @pytest.fixture
