@@ -78,7 +78,6 @@ class TestPrompts:
         assert encode_prompt(tokenizer, TEXT) == plain
         assert encode_prompt(chatty(tokenizer, WITH_BOS), TEXT, chat="none") == plain
 
-
     @pytest.mark.parametrize("family", FAMILIES)
     def test_half_a_character_is_one_line(self, family):
         with pytest.raises(SpecdecError, match="the prompt: .udcff alone is half a character"):

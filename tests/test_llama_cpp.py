@@ -13,7 +13,7 @@ from specdec.benchmark import run
 from specdec.benchmark.arms import AMOUNTS, BenchPrompt, Request, decoder_arm
 from specdec.benchmark.llama_cpp_arm import LlamaCpp, amounts
 from specdec.benchmark.settings import Settings
-from specdec.decoding.loaded_pair import Encoded, LoadedPair
+from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.utils.errors import SpecdecError
 from tests.test_bench import PAIR, SMALL, small_copies  # noqa: F401 (a fixture that is always on)
 from tests.tiny import make_model, perturbed, wrap
@@ -21,6 +21,9 @@ from tests.tiny import make_model, perturbed, wrap
 needs_peers = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("xllamacpp", "gguf")),
     reason="needs the extra 'peers'",
+)
+needs_int4 = pytest.mark.skipif(
+    not importlib.util.find_spec("bitsandbytes"), reason="needs the extra 'gpu'"
 )
 
 REQUEST = Request(max_new_tokens=24, temperature=0.0, top_k=0, top_p=1.0, seed=1)
@@ -77,6 +80,18 @@ def test_matrices_keep_their_dtype_and_the_rest_is_float32(tmp_path):
     )
     own = wrapper.model.model.layers[0].mlp.up_proj.weight.float()
     assert torch.equal(torch.from_numpy(written), own)
+
+
+@needs_peers
+@needs_int4
+def test_a_4_bit_draft_is_exported_in_the_4_bits_of_llama_cpp():
+    """Whichever way round its layers are stored: most of what it proposes is right."""
+    pair = load_pair("micro_int4", device="cpu")
+    request = Request(48, 0.0, 0, 1.0, 1)
+    prompt = BenchPrompt("code", pair.encode("def add(a, b):\n    return"))
+    drafted = LlamaCpp(pair, request, threads=1, context=256).drafted(2).generate(prompt)
+    assert drafted.ids == decoder_arm(0, pair.decoder(0, "eager"), request).generate(prompt).ids
+    assert drafted.amounts["accepted"] > 0.7 * drafted.amounts["proposed"]
 
 
 @needs_peers

@@ -7,16 +7,16 @@ to 4 bits by bitsandbytes is written as Q4_0, llama.cpp's own 4-bit format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
 
 Weights = dict[str, torch.Tensor]
-Layer = dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
 
 
 def export(wrapper: ModelWrapper, path: Path) -> None:
@@ -96,7 +96,7 @@ def _llama(writer, config, weights: Weights) -> Iterator[tuple[str, str, torch.T
 
 
 def _gpt2(writer, config, weights: Weights) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """GPT-2, whose matrices are stored inputs first."""
+    """GPT-2."""
     writer.add_context_length(config.n_positions)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)
@@ -121,22 +121,26 @@ def _gpt2(writer, config, weights: Weights) -> Iterator[tuple[str, str, torch.Te
         names |= {f"transformer.h.{i}.{own}": f"blk.{i}.{part}" for own, part in parts.items()}
     for source, tensor in weights.items():
         module, _, kind = source.rpartition(".")
-        is_turned = kind == "weight" and module.rpartition(".")[2].startswith("c_")
-        yield f"{names[module]}.{kind}", source, tensor.T if is_turned else tensor
+        yield f"{names[module]}.{kind}", source, tensor
 
 
 WRITERS = {"gpt2": _gpt2, "llama": _llama, "qwen2": _llama}
 
 
 def _weights(model: torch.nn.Module) -> Weights:
-    """The weights by name, those in 4 bits as what they stand for; a tied head is left out."""
+    """The weights by name, matrices `[outputs, inputs]`, those in 4 bits as what they stand for.
+
+    A tied head is left out: it comes with the embedding.
+    """
+    turned = {f"{n}.weight" for n, module in model.named_modules() if isinstance(module, Conv1D)}
     found = {}
     for name, weight in model.named_parameters():  # what is shared comes once
         if getattr(weight, "quant_state", None) is not None:
             from bitsandbytes.functional import dequantize_4bit
 
             weight = dequantize_4bit(weight.data, weight.quant_state)
-        found[name] = weight.detach().cpu()
+        weight = weight.detach().cpu()
+        found[name] = weight.T if name in turned else weight
     return found
 
 
