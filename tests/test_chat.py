@@ -113,7 +113,6 @@ class TestDraftPrompt:
         _, target = load_pair("targets", registry)
         encoded = LoadedPair(get_pair("targets", registry)).encode(TEXT)
         assert encoded == Encoded(encode_prompt(target.tokenizer, TEXT), None)
-        assert encoded.arguments(3) == {"prompt_ids": encoded.prompt_ids}
 
     def test_its_own_template_is_shown_to_the_draft_where_the_entry_says_so(self, registry):
         draft, target = load_pair("own", registry)
@@ -121,8 +120,6 @@ class TestDraftPrompt:
         own = encode_prompt(draft.tokenizer, TEXT)
         assert encoded == Encoded(encode_prompt(target.tokenizer, TEXT), own)
         assert encoded.prompt_ids != own
-        assert encoded.arguments(3) == encoded._asdict()
-        assert encoded.arguments(0) == {"prompt_ids": encoded.prompt_ids}  # no draft to show it to
 
     def test_it_changes_what_is_accepted_and_never_the_output(self, registry, tmp_path):
         records = {}

@@ -216,7 +216,7 @@ class TestOutput:
         said = generate("--prompt", "The quick", "--k", "3")
         pair = load_pair("plain", registry, "cpu")
         result = pair.decoder(3, "eager").generate(
-            max_new_tokens=6, **pair.encode("The quick").arguments(3)
+            max_new_tokens=6, **pair.encode("The quick")._asdict()
         )
         text = pair.target.tokenizer.decode(result.generated_ids, skip_special_tokens=True)
         assert said.startswith(f"The quick{text}\nSD ")

@@ -91,7 +91,7 @@ def _continue(pair, decoder, encoded, arguments: argparse.Namespace):
             top_p=arguments.top_p,
             seed=arguments.seed,
             on_tokens=stream,
-            **encoded.arguments(arguments.k),
+            **encoded._asdict(),
         )
     finally:  # whatever comes next, an error too, begins its own line
         stream.flush()
