@@ -7,6 +7,7 @@ bandwidth that a plain copy reaches here, these bytes give the least time that a
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +19,8 @@ from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.timer import CUDATimer
 
 MIB = 2**20
-COPIES = 11  # timed; the median counts
+PASSES = 11  # over a buffer that are timed; the median counts
+READ_ROWS = 1024
 SMALLEST_BUFFER, LARGEST_BUFFER = 256 * MIB, 1024 * MIB
 GPU_STATE = ["clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem"]
 GPU_STATE += ["power.draw", "power.limit", "temperature.gpu"]
@@ -86,17 +88,37 @@ def copy_bandwidth(device: torch.device) -> dict[str, float]:
     The buffer is 1 GiB on a GPU; elsewhere as large as the last-level cache, within 256 MiB and
     1 GiB, so that source and copy together do not fit into it.
     """
+    source = _buffer(device)
+    target = torch.zeros_like(source)
+    seconds = _seconds(lambda: target.copy_(source), device)
+    return {"bytes_per_s": 2 * source.nbytes / seconds, "buffer_bytes": source.nbytes}
+
+
+def read_bandwidth(device: torch.device) -> dict[str, float]:
+    """Measured speed of reading alone, by a product of a matrix and a vector, in which each number
+    of the matrix is read once: `bytes_per_s`, `buffer_bytes`. The matrix is as large as a copy's
+    source."""
+    matrix = _buffer(device).view(READ_ROWS, -1)
+    vector = torch.ones(matrix.shape[1], device=device)
+    seconds = _seconds(lambda: torch.mv(matrix, vector), device)
+    return {"bytes_per_s": matrix.nbytes / seconds, "buffer_bytes": matrix.nbytes}
+
+
+def _buffer(device: torch.device) -> torch.Tensor:
     size = LARGEST_BUFFER
     if device.type == "cpu":
         size = min(max(last_level_cache() or 0, SMALLEST_BUFFER), LARGEST_BUFFER)
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
-    target = torch.zeros_like(source)
+    return torch.ones(size // 4, dtype=torch.float32, device=device)
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The median time of some work, after a first that is not counted."""
     seconds = []
-    for _ in range(COPIES + 1):
+    for _ in range(PASSES + 1):
         with CUDATimer(device) as timer:
-            target.copy_(source)
+            work()
         seconds.append(timer.elapsed_ms / 1e3)
-    return {"bytes_per_s": 2 * size / median(seconds[1:]), "buffer_bytes": size}
+    return median(seconds[1:])
 
 
 def last_level_cache() -> int | None:
@@ -139,7 +161,9 @@ def format_card(card: dict[str, Any]) -> str:
         f"software    torch {environment['torch']}, transformers {environment['transformers']}",
         f"engine      asked {card['engine']['asked']}, got {_engines(card['engine']['got'])}",
         f"copy        {bandwidth['bytes_per_s'] / 1e9:.1f} GB/s, read and write counted, "
-        f"buffer {bandwidth['buffer_bytes'] / MIB:.0f} MiB",
+        f"buffer {bandwidth['buffer_bytes'] / MIB:.0f} MiB; what is allowed below goes by it",
+        f"read        {card['read_bandwidth']['bytes_per_s'] / 1e9:.1f} GB/s, of a matrix times a "
+        "vector: what a step does with its weights",
     ]
     for side in ("target", "draft"):
         model = card[side]

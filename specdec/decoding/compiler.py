@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import processor_name
 
 log = get_logger(__name__)
+
+_kept_only: ContextVar[bool] = ContextVar("kept_only", default=False)
+
+
+class NotKept(BaseException):
+    """Something would have to be compiled. No Exception: nobody who makes do without a compiler is
+    to catch it."""
+
+
+@contextlib.contextmanager
+def kept_only() -> Iterator[None]:
+    """In this block nothing is compiled: what isn't kept on disk raises NotKept."""
+    token = _kept_only.set(True)
+    try:
+        yield
+    finally:
+        _kept_only.reset(token)
 
 
 def cache_folder() -> Path:
@@ -52,11 +70,13 @@ def compile_ahead(
     Raises:
         Exception: whatever the compiler says about a module that it cannot do.
     """
-    build_operators(cache_folder())
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
     name = type(module).__name__
+    if _kept_only.get() and not path.exists():
+        raise NotKept(name)
+    build_operators(cache_folder())
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
         if not path.exists():
             log.info("compiling %s …", name)

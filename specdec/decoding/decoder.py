@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 
 from specdec.data.dataset import encode_prompt
+from specdec.decoding.compiler import NotKept, kept_only
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.fast import Fast, prepare
 from specdec.decoding.generation import MODEL_END, Generation, Request, make_request
@@ -124,6 +125,22 @@ class Decoder(ABC):
         """
         if self.engine != "eager":
             self._prepare(Warp(temperature, top_k, top_p))
+
+    def prepare_from_disk(
+        self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+    ) -> bool:
+        """As `prepare`, unless something would have to be compiled first: then False, and nothing.
+
+        For a GPU nothing is kept.
+        """
+        if self.target.device.type != "cpu":
+            return False
+        try:
+            with kept_only():
+                self.prepare(temperature, top_k, top_p)
+        except NotKept:
+            return False
+        return True
 
     def _prepare(self, warp: Warp) -> Fast:
         sampling = self._sampling(warp)
