@@ -23,19 +23,13 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.decoding.narrow import build_operators
+from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import processor_name
 
 log = get_logger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where compiled pieces are kept: `$SPECDEC_CACHE`, else in the user's cache folder."""
-    named = os.environ.get("SPECDEC_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(user) / "specdec"
 
 
 def compile_ahead(

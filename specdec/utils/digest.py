@@ -2,6 +2,8 @@
 
 import ast
 import hashlib
+import os
+from functools import cache
 from pathlib import Path
 
 from specdec.utils.errors import SpecdecError
@@ -10,6 +12,9 @@ from specdec.utils.paths import PROJECT_ROOT
 PACKAGE = "specdec"
 LOGGER_NAMES = {"log", "logger"}
 LOGGER_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
+
+# Of a model's files both ends count in its digest, so much each: small ones whole.
+DIGESTED_BYTES = 64 * 2**20
 
 
 def code_digest(module_name: str, root: Path = PROJECT_ROOT) -> str:
@@ -23,6 +28,23 @@ def code_digest(module_name: str, root: Path = PROJECT_ROOT) -> str:
     for name, path in import_closure(module_name, root).items():
         tree = _WithoutTalk().visit(ast.parse(path.read_bytes(), filename=str(path)))
         digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def model_digest(model: str) -> str:
+    """16 hex digits over a local model: its file, or those in its folder; a hub's name as it is."""
+    place = Path(model)
+    if not place.exists():
+        return model
+    files = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.suffix != ".md"):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode() + file.read(DIGESTED_BYTES))
+            file.seek(-min(size, DIGESTED_BYTES), os.SEEK_END)
+            digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
