@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 
 from specdec.models.cache import GrowingCache
+from specdec.models.token_bytes import number_of_ids
 from specdec.utils.errors import SpecdecError
 
 
@@ -36,11 +38,11 @@ class ModelWrapper:
         """What the model was loaded from, or its class where it was made in memory."""
         return self.model.config.name_or_path or type(self.model).__name__
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Number of tokens the model can emit; logits may be padded beyond the tokenizer."""
         size = self.logit_size
-        return size if self.tokenizer is None else min(size, len(self.tokenizer))
+        return size if self.tokenizer is None else min(size, number_of_ids(self.tokenizer))
 
     @property
     def logit_size(self) -> int:
