@@ -101,7 +101,7 @@ def published_pairs() -> dict[str, dict]:
     return {
         name: entry
         for name, entry in entries.items()
-        if not entry["target"]["model"].startswith("resources/")
+        if not entry["target"]["model"].startswith(("resources/", "package:"))
         and "weights" not in entry["target"]
     }
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -81,7 +82,8 @@ def _kept(file: str, part: str, convert: Callable[[Path], None]) -> str:
             log.info("converting %s: %s (once)", file, part)
             unfinished = folder.with_name(f"{part}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-            with quiet(), _explained(file):
+            # The reader's progress bar is no part of transformers' own, which `quiet` turns off.
+            with quiet(), redirect_stderr(StringIO()), _explained(file):
                 convert(unfinished)
             unfinished.rename(folder)
     return str(folder)
@@ -97,7 +99,7 @@ def _check_packages(file: str) -> None:
 
 
 @contextmanager
-def _explained(file: str):
+def _explained(file: str) -> Iterator[None]:
     """One line for a file that can't be read: its reader raises whatever the bytes lead to."""
     try:
         yield
