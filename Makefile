@@ -31,6 +31,7 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/python scripts/lint_workflow.py
+	$(BIN)/python scripts/check_test_names.py
 
 env: $(VENV)/.ready
 

@@ -2,12 +2,8 @@
 
 import os
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
-
-import yaml
-from jsonschema import Draft202012Validator
 
 # This checkout's package and this interpreter, here and in every job. Where things lie goes to the
 # jobs by their environment: their parameters hold what decides on a result, and nothing else.
@@ -18,53 +14,86 @@ os.environ.update(
     SCRIPTS=os.path.join(workflow.basedir, "scripts"),
 )
 
-from specdec.data.sources import BUILTIN_TEMPLATES, parse_source
+from specdec.data.sources import BUILTIN_TEMPLATES, load_texts, parse_source
 from specdec.models.hub import resolve_model
 from specdec.models.registry import ModelPair, get_pair, needs_synthetic_acceptance
 from specdec.utils.errors import SpecdecError
+from specdec.utils.files import check_writable
+from specdec.utils.machine import check_threads
 from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.schema import find_mistake
+from specdec.utils.yaml_reader import read_yaml
 
 
 def stop(key, message):
     """End with one line that names the configuration file which decides on `key`."""
     overlays = len(workflow.overwrite_configfiles)
     files = workflow.configfiles[overlays:] + workflow.configfiles[:overlays]
-    deciding = [file for file in files if key in (yaml.safe_load(Path(file).read_text()) or {})]
+    deciding = [file for file in files if key in (read_yaml(file) or {})]
     on_command_line = key in dict(workflow.config_settings.config)
     where = "--config" if on_command_line else os.path.relpath((deciding or files)[-1])
     sys.exit(f"error: {where}: {message}")
 
 
+def check_files():
+    """See that no file says two things, and that the study's folders can be written."""
+    try:
+        for file in workflow.configfiles:
+            read_yaml(os.path.relpath(file))
+        for folder in (".snakemake", "results", "figures"):
+            check_writable(folder)
+    except SpecdecError as error:
+        sys.exit(f"error: {error}")
+
+
 def check_schema():
     """Compare the configuration with its schema."""
-    schema = yaml.safe_load(Path(PROJECT_ROOT, "config/schemas/config.schema.yaml").read_text())
-    errors = Draft202012Validator(schema).iter_errors(config)
-    for error in sorted(errors, key=lambda error: str(error.absolute_path)):
-        path, message = list(error.absolute_path), error.message
-        if error.validator == "additionalProperties":
-            known = list(error.schema["properties"])
-            unknown = next(key for key in error.instance if key not in known)
-            close = get_close_matches(str(unknown), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-            path, message = [*path, unknown], f"unknown key; {hint}"
-        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-        stop(path[0] if path else None, f"{place.lstrip('.')}: {message}".removeprefix(": "))
+    mistake = find_mistake(config, PROJECT_ROOT / "config/schemas/config.schema.yaml")
+    if mistake:
+        stop(mistake.path[0] if mistake.path else None, mistake.text)
+
+
+def check_machine():
+    """See that the timed jobs get the device and the threads that they ask for."""
+    if any(option in sys.argv for option in ("--executor", "-e", "--profile")):
+        return  # jobs may run elsewhere: a cluster's head need not have what its nodes have
+    try:
+        check_threads(config["threads"])
+    except SpecdecError as error:
+        stop("threads", error)
+    if config["device"].startswith("cuda"):
+        from specdec.models.loader import resolve_device  # late: it loads torch
+
+        try:
+            resolve_device(config["device"])
+        except SpecdecError as error:
+            stop("device", f"device: {error}")
 
 
 def check_sources(domains):
-    """See that each domain's prompts have a source, and that a source's file is there."""
+    """See that each domain's prompts have a source that holds enough, where it is at hand."""
     for domain in domains:
         if domain not in config["sources"]:
             stop("domains", f"domains: '{domain}' has no entry in sources")
         try:
             source = parse_source(domain, config["sources"][domain])
+            if source.hub:
+                continue
+            if source.path and not os.path.isfile(source.path):
+                stop("sources", f"sources.{domain}.path: there is no file {source.path}")
+            if not source.path and domain not in BUILTIN_TEMPLATES:
+                known = ", ".join(BUILTIN_TEMPLATES)
+                stop("sources", f"sources.{domain}: built-in prompts are for {known}")
+            loaded = load_texts(source, warn=print)
         except SpecdecError as error:
             stop("sources", error)
-        if source.path and not os.path.isfile(source.path):
-            stop("sources", f"sources.{domain}.path: there is no file {source.path}")
-        if not (source.path or source.hub) and domain not in BUILTIN_TEMPLATES:
-            known = ", ".join(BUILTIN_TEMPLATES)
-            stop("sources", f"sources.{domain}: built-in prompts are for {known}")
+        different = len({text.prompt for text in loaded.texts if text.field.strip()})
+        if different < config["prompts_per_domain"]:
+            stop(
+                "prompts_per_domain",
+                f"prompts_per_domain: {config['prompts_per_domain']} are asked for, and "
+                f"{source.path or 'the built-in source'} has {different} different ones for {domain}",
+            )
 
 
 class StudyPair(NamedTuple):
@@ -122,7 +151,9 @@ def check_models():
                 sys.exit(f"error: {REGISTRY}: {name}: {error}")
 
 
+check_files()
 check_schema()
+check_machine()
 REGISTRY = config["registry"]
 if REGISTRY == "config/pairs.yaml" and not os.path.exists(REGISTRY):
     REGISTRY = str(PROJECT_ROOT / REGISTRY)

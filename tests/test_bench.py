@@ -34,12 +34,13 @@ from specdec.benchmark.settings import Settings
 from specdec.benchmark.transformers_arm import assisted_arm, generate_arm
 from specdec.decoding import narrow
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.utils.errors import SpecdecError
 from tests.tiny import make_model, make_tokenizer, perturbed, wrap
 
 GREEDY = Request(max_new_tokens=20, temperature=0.0, top_k=0, top_p=1.0, seed=1)
-PROMPT = BenchPrompt("one", [5, 9, 11, 200, 3])
+PROMPT = BenchPrompt("one", Encoded([5, 9, 11, 200, 3]))
 PAIR = ModelPair("tiny", ModelSide("small", "float32"), ModelSide("large", "float32"))
 SMALL = Settings("tiny", k=(2, 3), prompts=2, max_new_tokens=12, repeats=1, engine="eager")
 
@@ -65,7 +66,7 @@ def an_arm(name: str, K: int = 0) -> Arm:
 def settled(tiny_pair, settings: Settings):
     """`compare` on the tiny pair: the document and what was shown."""
     shown: list[str] = []
-    return compare(PAIR, *tiny_pair, settings, shown.append), "\n".join(shown)
+    return compare(LoadedPair(PAIR, "cpu", *tiny_pair), settings, shown.append), "\n".join(shown)
 
 
 # The card
@@ -159,7 +160,7 @@ def test_random_prompts_are_seeded_and_have_the_asked_length():
 
 def test_our_arms_stop_at_no_end_token(tiny_pair, monkeypatch):
     _, target = tiny_pair
-    arm = decoder_arm(AutoregressiveDecoder(target, engine="eager"), GREEDY)
+    arm = decoder_arm(0, AutoregressiveDecoder(target, engine="eager"), GREEDY)
     end = GenerationConfig(eos_token_id=arm.generate(PROMPT).ids[8])
     monkeypatch.setattr(target.model, "generation_config", end)
     assert len(arm.generate(PROMPT).ids) == 20
@@ -189,7 +190,7 @@ def drafted_per_round(draft, target, arm) -> tuple[list[int], Run]:
 
 def test_transformers_emits_our_baselines_greedy_tokens(tiny_pair):
     draft, target = tiny_pair
-    ours = decoder_arm(AutoregressiveDecoder(target, engine="eager"), GREEDY).generate(PROMPT)
+    ours = decoder_arm(0, AutoregressiveDecoder(target, engine="eager"), GREEDY).generate(PROMPT)
     assert len(ours.ids) == 20
     assert generate_arm(target, GREEDY).generate(PROMPT).ids == ours.ids
     assert assisted_arm(draft, target, 3, GREEDY, True).generate(PROMPT).ids == ours.ids

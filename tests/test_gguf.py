@@ -8,13 +8,15 @@ import torch
 import yaml
 
 from specdec.data.dataset import encode_prompt
+from specdec.decoding.loaded_pair import LoadedPair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loading import gguf, memory_check
 from specdec.models.loading.configuration import configuration
 from specdec.models.loading.hub import check_available, resolve_model
 from specdec.models.loading.loader import load_model
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.pair import check_pair, load_pair
-from specdec.models.registry import ModelSide, get_pair
+from specdec.models.registry import ModelSide, get_pair, with_random_weights
 from specdec.utils.digest import model_digest
 from specdec.utils.errors import SpecdecError
 from tests.gguf_files import dequantised, write_gguf
@@ -237,6 +239,17 @@ class TestPair:
         monkeypatch.setattr(memory_check, "available_bytes", lambda _: 1000)
         with pytest.raises(SpecdecError, match="pair mine: needs 0.0 GB"):
             check_pair(get_pair("mine", registry), "cpu")
+
+    def test_its_sizes_serve_random_weights_too(self, files, original):
+        side = with_random_weights(ModelSide(files["Q4_1"], "float32"))
+        sizes = [weight.shape for weight in load_random_weights(side).model.parameters()]
+        assert sizes == [weight.shape for weight in original[0].parameters()]
+
+    def test_prompts_and_limits_need_no_weights(self, registry, monkeypatch):
+        monkeypatch.setattr(gguf, "weights_folder", lambda *_: pytest.fail("loaded"))
+        pair = LoadedPair(get_pair("mine", registry))
+        assert [limit.max_tokens for limit in pair.limits(12)] == [500, 500]
+        assert pair.decode(pair.encode("a fox").prompt_ids) == "<user>a fox"
 
     def test_an_entry_names_a_file_of_the_hub(self, tmp_path):
         side = {"model": "owner/name", "gguf_file": "tiny.gguf", "dtype": "float32"}

@@ -142,7 +142,7 @@ class TestResolve:
 
     def test_then_in_the_project(self, saved_model, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(hub, "PROJECT_ROOT", saved_model.parent)
+        monkeypatch.setattr(hub, "SHIPPED", saved_model.parent)
         assert resolve_model("tiny-llama") == str(saved_model)
 
     @pytest.mark.parametrize("name", ["gpt2", "meta-llama/Meta-Llama-3-8B-Instruct"])

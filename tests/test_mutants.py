@@ -12,7 +12,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.decoding import drafters, noise, rejection, sampling
+from specdec.decoding import noise, rejection, sampling
+from specdec.decoding.drafters import model
 from specdec.decoding.sampling import Greedy, Rejection
 from specdec.decoding.speculative import SpeculativeDecoder
 from tests.checks import assert_accepts_everything, assert_identities
@@ -55,7 +56,7 @@ def target_unwarped(monkeypatch):
     right = Rejection.verify
 
     def verify(self, logits, *rest):
-        return right(self, logits * self.warp.temperature, *rest)
+        return right(self, logits * self.temperature, *rest)
 
     monkeypatch.setattr(Rejection, "verify", verify)
 
@@ -92,13 +93,13 @@ def test_the_distribution_test_rejects_a_lossy_engine(seed, mutant, monkeypatch)
 
 
 def never_drafts(monkeypatch):
-    right = drafters.DraftModel.propose
+    right = model.ModelDrafting.propose
 
-    def propose(self, run, k):
-        tokens, q, count = right(self, run, k)
-        return tokens.fill_(0), q, count
+    def propose(self, k):
+        proposal = right(self, k)
+        return proposal._replace(tokens=torch.zeros_like(proposal.tokens))
 
-    monkeypatch.setattr(drafters.DraftModel, "propose", propose)
+    monkeypatch.setattr(model.ModelDrafting, "propose", propose)
 
 
 def bonus_dropped(monkeypatch):
@@ -113,14 +114,14 @@ def bonus_dropped(monkeypatch):
 
 def hole_in_the_drafts_cache(monkeypatch):
     """After full acceptance the draft goes on without having read its own last token."""
-    right = drafters.DraftModel.roll_back
+    right = model.ModelDrafting.settle
 
-    def roll_back(self, run, length):
-        right(self, run, length)
-        if self.session.length == length - 1:
-            self.session.feed(torch.tensor([0]), keep=1)  # anything but the token that was missed
+    def settle(self, kept, token, read):
+        right(self, kept, token, read)
+        if self.session.length == len(self.prompt) + self._run.position + kept - 1:
+            self.session.read(torch.tensor([0]), keep=1)  # anything but the token that was missed
 
-    monkeypatch.setattr(drafters.DraftModel, "roll_back", roll_back)
+    monkeypatch.setattr(model.ModelDrafting, "settle", settle)
 
 
 WASTEFUL = [never_drafts, bonus_dropped, hole_in_the_drafts_cache]

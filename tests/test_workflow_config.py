@@ -45,8 +45,17 @@ SLIPS = [
         "temperatures: 'micro' has synthetic_acceptance, which is for temperature 0 only",
     ),
     ("paired: perhaps", "study.yaml: paired: 'perhaps' is not of type 'boolean'"),
-    ("device: gpu", "study.yaml: device: 'gpu' does not match"),
-    ("domains: [a/b]", "study.yaml: domains[0]: 'a/b' does not match"),
+    ("device: gpu", "study.yaml: device: 'gpu' is not one of auto, cpu, cuda, cuda:0"),
+    ("device: cuda", "study.yaml: device: device 'cuda' was asked for, but torch"),
+    ("threads: 4096", "study.yaml: threads: 4096 is above the "),
+    ("max_new_tokens: 1", "study.yaml: max_new_tokens: 1 is less than the minimum of 2"),
+    ("temperatures: [.nan]", "study.yaml: temperatures[0]: nan is not a finite number"),
+    ("temperatures: [.inf]", "study.yaml: temperatures[0]: inf is not a finite number"),
+    ("domains: [a/b]", "study.yaml: domains[0]: 'a/b' is not a name: letters, digits and . _ -"),
+    ("domains: [..]", "domains[0]: '..' is not a name: letters, digits and . _ -, beginning with"),
+    ("pairs: [../micro]", "study.yaml: pairs[0]: '../micro' is not a name: letters, digits"),
+    ("prompts_per_domain: 9", "9 are asked for, and prompts.jsonl has 8 different ones for code"),
+    ("{sources: {code: builtin}, prompts_per_domain: 51}", "the built-in source has 50 different"),
     ("pairs: []", "study.yaml: pairs: [] should be non-empty"),
     ("pairs: [{name: micro, k: [1]}]", "study.yaml: pairs[0].k: unknown key; known: name"),
     ("pairs: [micro, micro]", "study.yaml: pairs: 'micro' is there twice"),
@@ -71,6 +80,37 @@ def test_a_slip_is_one_line_before_any_job_starts(study, slip, message):
     assert code != 0 and len(errors) == 1, output
     assert message in errors[0]
     assert "Traceback" not in output and not (study.folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 010\n", "study.yaml, line 9: 010 is 8 in YAML 1.1 and 10 in YAML 1.2"),
+        ("temperatures: [1e300]\n", "study.yaml, line 9: 1e300 .* write a number as 1.0e.300"),
+        ("engine: auto\n", "study.yaml, line 9: 'engine' is there already, in line 8"),
+    ],
+    ids=["octal", "no point", "twice"],
+)
+def test_what_can_be_read_in_two_ways_is_refused_with_its_line(study, text, message):
+    with (study.folder / "study.yaml").open("a") as file:
+        file.write(f"\n{text}")
+    code, output = study.run("-n", "all")
+    assert code != 0 and re.search(f"^error: {message}", output, re.MULTILINE), output
+    assert "Traceback" not in output
+
+
+def test_prompts_that_are_no_text_are_refused_by_a_dry_run(study):
+    (study.folder / "prompts.jsonl").write_text('{"question": {"text": "\\udcff"}}\n' * 4)
+    code, output = study.run("-n", "all")
+    assert code != 0 and "Traceback" not in output
+    assert "error: study.yaml: prompts.jsonl, line 1: \\udcff alone is half a char" in output
+
+
+def test_results_that_cannot_be_written_are_refused_by_a_dry_run(study):
+    (study.folder / "results").write_text("a file where the folder should be")
+    code, output = study.run("-n", "all")
+    assert code != 0 and "Traceback" not in output
+    assert "error: results: nothing can be written there (it is no folder)" in output
 
 
 def test_a_missing_model_folder_is_named_before_any_job_starts(study):

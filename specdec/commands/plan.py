@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from specdec.commands.arguments import check_numbers
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", required=True, help="name in the registry, e.g. gpt2_dev")
@@ -25,11 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compiled: the fast engine, after some minutes of compiling (once a machine)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=30.0, help="how long to measure, about (at least)"
+        "--seconds", type=float, default=30.0, help="how long to measure, about, if there is time"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=120.0,
+        help="seconds that all of it may take, about; each quantity is measured once at least",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_numbers(arguments, least_k=1)
+
     # Late, so that `--help` and a wrong argument answer at once.
     import json
 
@@ -38,12 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     from specdec.planning.costs import make_request, measure_costs
     from specdec.planning.page import format_card, format_table
     from specdec.planning.plan import make_card, make_plan
-    from specdec.utils.errors import SpecdecError
     from specdec.utils.reproducibility import set_threads
 
-    for name, least in (("k", min(arguments.k)), ("context", arguments.context)):
-        if least < 1:
-            raise SpecdecError(f"--{name}: {least} is below 1")
     set_threads(arguments.threads)
     request = make_request(
         get_pair(arguments.pair, arguments.registry),
@@ -53,9 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.seconds,
         None if arguments.dtype_override == "none" else arguments.dtype_override,
         arguments.engine,
+        arguments.budget,
     )
     card = make_card(request)
     print(format_card(card), flush=True)
     plan = make_plan(card, measure_costs(request))
     print(f"{format_table(plan)}\n")
-    print(json.dumps(plan, ensure_ascii=False))
+    print(json.dumps(plan, ensure_ascii=False), flush=True)
+    if plan["interrupted"]:
+        raise KeyboardInterrupt

@@ -109,7 +109,7 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "code": code_digest("specdec.decoding.compiled"),  # with the pieces, the cache, this file
+        "code": code_digest("specdec.engine.fast_model"),  # with the pieces, the cache, this file
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ class ModelWrapper:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device = torch.device(device)
+        self.fast = None  # its fast form, which specdec.engine makes
         # Some models written outside transformers cannot be asked for the last logits only.
         self._limits_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -119,6 +121,12 @@ class ModelWrapper:
         return cache.copy_prefix(keep_length)
 
 
+class Read(NamedTuple):
+    """What a pass gave of its last tokens."""
+
+    logits: torch.Tensor  # [n, vocab_size], cut to the tokens of the tokenizer
+
+
 class Session:
     """A model and what it has read: extended by what is new, rolled back to a length."""
 
@@ -132,18 +140,10 @@ class Session:
         """Number of tokens read."""
         return self.cache.length
 
-    def feed(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
-        """Read tokens `[n]` that follow those read before.
-
-        Returns the logits of the last `keep` of them, `[keep, vocab_size]`, cut to the tokens of
-        the tokenizer.
-        """
+    def read(self, tokens: torch.Tensor, keep: int) -> Read:
+        """Read tokens `[n]` that follow those read before; what the last `keep` of them gave."""
         logits, _ = self._wrapper.forward(tokens.unsqueeze(0), self.cache, logits_to_keep=keep)
-        return logits[0, :, : self._vocab_size]
-
-    def extend(self, sequence: torch.Tensor, keep: int) -> torch.Tensor:
-        """Read whatever of the whole sequence `[length]` is not yet read; returns as `feed`."""
-        return self.feed(sequence[self.length :], keep)
+        return Read(logits[0, :, : self._vocab_size])
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

@@ -9,11 +9,6 @@ def format_card(card: dict[str, Any]) -> str:
     """Machine, models and memory, in some ten lines."""
     threads = f", {card['threads']} threads" if card["threads"] > 1 else ", 1 thread"
     device = card["device"] + (threads if card["device_type"] == "cpu" else "")
-    if card["device_type"] == "cpu" and "float16" in (
-        card["draft"]["dtype"],
-        card["target"]["dtype"],
-    ):
-        device += "; float16, which few processors compute fast"
     fit = "both at once" if card["both_fit"] else "one after the other"
     sides = [card["draft"], card["target"]]
     lines = {
@@ -33,6 +28,11 @@ def format_card(card: dict[str, Any]) -> str:
             *(f"  {name:18}  {d:{width}}  {t}" for name, (d, t) in lines.items()),
             f"  memory              {card['needed_gb']:.2f} GB for both, a tenth on top of the "
             f"weights; {card['free_gb']:.1f} GB free: {fit}",
+            *(
+                f"  slow here           {dtype}: a product takes {times:.0f} times as long as in "
+                "float32; --dtype-override float32 is quicker to plan with"
+                for dtype, times in card["slow_dtypes"].items()
+            ),
         ]
     )
 

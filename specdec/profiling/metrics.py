@@ -35,13 +35,17 @@ class GenerationResult:
     proposed_per_round: list[int] | None = None
     drafter: str | None = None  # the class that proposed: DraftModel, IntersectionDraft, ...
     vocabulary_match: str | None = None  # how the two vocabularies relate, in a line
+    verified_by: str | None = None  # greedy, rejection, matching, coupled or forced
+    draft_steps: int | None = None  # passes of the draft after its prefill
     alpha_ceiling: float | None = None  # most that a draft of another vocabulary could reach
     # Of both kinds; phases are prefill, draft, verify and sample.
     phase_times_ms: dict[str, float] | None = None  # the baseline's target steps are its verify
     phase_peak_memory_mb: dict[str, float] | None = None
+    near_ties: list[int] | None = None  # places of the output where rounding may choose the token
     finish_reason: str | None = None  # "stop" (an end token) or "length" (the budget)
     engine: str | None = None  # the path really taken: "eager" or "compiled"
     engine_reason: str | None = None  # why it is not the one asked for
+    notes: list[str] | None = None  # what a reader of the figures must know, a line each
 
     @property
     def num_tokens(self) -> int:
@@ -112,13 +116,21 @@ class GenerationResult:
             "SD " if self.is_speculative else "AR ",
             f"{self.num_tokens} tok",
             f"{self.tokens_per_second:.1f} tok/s",
-            f"p50={_milliseconds(self.latency_p50)} p95={_milliseconds(self.latency_p95)}",
+            _waits(self.round_times or self.per_token_latencies),
             f"mem={self.peak_memory_mb:.0f}MB",
         ]
         if self.is_speculative:
             rounds = self.num_speculation_rounds or 0
             parts.append(f"accept={self.acceptance_rate:.2f} rounds={rounds}")
         return " | ".join(parts)
+
+
+def _waits(hand_overs: list[float]) -> str:
+    """What a reader waits from one hand-over to the next: median and 95th percentile."""
+    p50, p95 = (
+        np.percentile(hand_overs, [50, 95], method="inverted_cdf") if hand_overs else (0.0, 0.0)
+    )
+    return f"p50={_milliseconds(p50)} p95={_milliseconds(p95)}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -13,10 +13,11 @@ from specdec.models.loading.hub import check_available, local_gguf, resolve_mode
 from specdec.models.loading.library import explained, quiet
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.utils.errors import SpecdecError
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.paths import SHIPPED
 
-#: The configurations that ship: `config/shapes/<model id>.json`, as `config.json` on the hub.
-SHAPES = PROJECT_ROOT / "config/shapes"
+#: Configurations, `<model id>.json` as `config.json` on the hub: those that ship, and before them
+#: those of the folder that a study runs in.
+SHAPES, OWN_SHAPES = SHIPPED / "config/shapes", Path("config/shapes")
 
 
 def check_side(side: ModelSide) -> None:
@@ -84,14 +85,18 @@ def check_one_vocabulary(pair: ModelPair) -> None:
 def _configuration_file(side: ModelSide) -> str:
     """Where the configuration of a model lies: its folder, the shapes that ship, or the cache."""
     source = resolve_model(side.model)
-    shipped = SHAPES / f"{side.model}.json"
+    shapes = [folder / f"{side.model}.json" for folder in (OWN_SHAPES, SHAPES)]
     if Path(source).is_dir():
         return source
-    if shipped.is_file():
-        return str(shipped)
-    cached = try_to_load_from_cache(source, "config.json", revision=side.revision)
+    if Path(source).is_file():
+        return configuration_folder(source)
+    for file in shapes:
+        if file.is_file():
+            return str(file)
+    wanted = side.gguf_file or "config.json"
+    cached = try_to_load_from_cache(source, wanted, revision=side.revision)
     if isinstance(cached, str):
-        return cached
+        return configuration_folder(cached) if side.gguf_file else cached
     known = [path.relative_to(SHAPES).with_suffix("").as_posix() for path in SHAPES.rglob("*.json")]
     raise SpecdecError(
         f"{side.model}: its sizes are not known here; give them as `shape: {{model_type: …, …}}`, "

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from specdec.utils.errors import SpecdecError, one_line
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.paths import SHIPPED
 
 HUB_TIMEOUT = 10.0  # seconds
 PACKAGE = "package:"  # before the name of an installed Python package and a file in it
@@ -34,7 +34,7 @@ def resolve_model(model_id: str) -> str:
     if model_id.startswith(PACKAGE):
         return str(_file_in_package(model_id))
     named = Path(model_id).expanduser()
-    candidates = [named.absolute(), PROJECT_ROOT / named]
+    candidates = [named.absolute(), SHIPPED / named]
     is_file = named.suffix == ".gguf"
     for place in candidates:
         if place.is_file() if is_file else (place / "config.json").is_file():
