@@ -24,6 +24,7 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.decoding.narrow import build_operators
+from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
@@ -47,13 +48,6 @@ def kept_only() -> Iterator[None]:
         yield
     finally:
         _kept_only.reset(token)
-
-
-def cache_folder() -> Path:
-    """Where compiled pieces are kept: `$SPECDEC_CACHE`, else in the user's cache folder."""
-    named = os.environ.get("SPECDEC_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(user) / "specdec"
 
 
 def compile_ahead(

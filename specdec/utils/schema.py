@@ -33,7 +33,7 @@ _Validator = extend(
 def find_mistake(document: Any, schema_path: Path) -> Mistake | None:
     """The first thing in a document that its schema, a YAML file, doesn't allow."""
     errors = _Validator(read_yaml(schema_path)).iter_errors(document)
-    first = min(errors, key=lambda error: str(error.absolute_path), default=None)
+    first = min(errors, key=lambda error: [str(key) for key in error.absolute_path], default=None)
     if first is None:
         return None
     error = best_match([first])  # where alternatives fail, what failed in the nearest of them
