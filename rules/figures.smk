@@ -18,5 +18,5 @@ for figure, category in FIGURE_CATEGORIES.items():
             figure=figure,
             code=code_digest(f"specdec.analysis.figures.{figure}"),
         shell:
-            'exec python "$SCRIPTS/plot_figure.py" {params.figure} --tables results/tables'
+            'exec python "$SCRIPTS/job.py" plot_figure.py {params.figure} --tables results/tables'
             " --png {output.png} --svg {output.svg} > {log} 2>&1"
