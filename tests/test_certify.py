@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from specdec import __main__ as command
-from specdec.certification import certificate, greedy, sampling
+from specdec.certification import certificate, greedy, page, sampling
 from specdec.certification.greedy import DEFECT, NEAR_TIE, Parting, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
@@ -89,6 +89,12 @@ def plain(monkeypatch):
     monkeypatch.setattr(sampling, "SETTINGS", sampling.SETTINGS[:2])
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """One setting without top-k and top-p, and one with them."""
+    monkeypatch.setattr(sampling, "SETTINGS", sampling.SETTINGS[1:3])
+
+
 def test_sampling_is_repeatable(plain):
     assert certified(table_decoders()) == certified(table_decoders())
 
@@ -150,13 +156,13 @@ def other_vocabulary(method):
 
 
 @pytest.mark.parametrize("method", ["intersection", "exact_match"])
-def test_sampling_with_a_draft_of_another_vocabulary_passes(method):
+def test_sampling_with_a_draft_of_another_vocabulary_passes(method, few):
     part = check_sampling(*other_vocabulary(method), 40)
     assert part["verdict"] == "pass"
     assert (part["draft_total_variation"] is None) == (method == "exact_match")
 
 
-def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary(monkeypatch):
+def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary(few, monkeypatch):
     right = IntersectionDrafting.propose
 
     def propose(self, k):
@@ -254,7 +260,7 @@ def test_a_rule_that_decides_wrongly_is_a_defect_without_a_number(monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_pair, tiny_tokenizer, monkeypatch):
+def folder(tmp_path, tiny_pair, tiny_tokenizer, few, monkeypatch):
     """A folder with a registered pair of tiny models and a file of prompts; sampling cut short."""
     for name, wrapper in zip(("draft", "target"), tiny_pair, strict=True):
         wrapper.model.save_pretrained(tmp_path / name)
@@ -283,6 +289,7 @@ def test_the_command_writes_a_certificate_and_a_page(folder, monkeypatch, capsys
     provenance = written["provenance"]
     assert provenance["pair_entry"]["draft"]["model"] == "draft"
     assert provenance["drafter"] == "DraftModel" and "same" in provenance["vocabulary_match"]
+    assert provenance["ignored_settings"] == []
     assert provenance["engine_requested"] == "eager" and provenance["environment"]["torch"]
     assert len(provenance["code_digest"]) == 16 and provenance["prompts"]["source"] == "mine.jsonl"
     shown = (folder / "results/certificates/tiny_eager.md").read_text()
@@ -292,7 +299,7 @@ def test_the_command_writes_a_certificate_and_a_page(folder, monkeypatch, capsys
     assert shown in said.out
     last = "tiny: pass: its output is its target's (results/certificates/tiny_eager.md)"
     assert said.out.splitlines()[-1] == last
-    for step in ("prompt 1 of 1", "setting 1 of 5: K = 3", "preparing K = 8"):
+    for step in ("prompt 1 of 1", "setting 1 of 2: K = 3", "preparing K = 8"):
         assert step in said.err
     for line in (
         "## Greedy output: pass",
@@ -334,10 +341,10 @@ def test_prompts_are_built_in_ones_by_default(tiny_tokenizer):
 
 
 def test_a_short_context_leaves_out_the_domains_that_do_not_fit_and_says_which(tiny_tokenizer):
-    prompts, described = load_prompts(None, "text", [Limit("tiny", tiny_tokenizer, 100)])
+    prompts, described = load_prompts(None, "text", [Limit("tiny", tiny_tokenizer, 80)])
     assert {prompt.domain for prompt in prompts} == {"conversation"} == set(described["domains"])
     assert set(described["left_out"]) == {"code", "summarization"}
-    assert "longer than 100 tokens of tiny" in described["left_out"]["code"]
+    assert "longer than 80 tokens of tiny" in described["left_out"]["code"]
     with pytest.raises(SpecdecError, match="give short ones with --prompts"):
         load_prompts(None, "text", [Limit("tiny", tiny_tokenizer, 3)])
 
@@ -349,11 +356,15 @@ def test_a_text_that_comes_twice_in_a_file_is_examined_once(tmp_path, tiny_token
     assert described["passed_over"] == 1
 
 
-def test_what_the_target_would_be_asked_for_beyond_this_engine_is_said(folder, monkeypatch):
-    monkeypatch.setattr(ModelWrapper, "ignored_settings", ["repetition_penalty 1.1"], raising=False)
-    certify(monkeypatch, "--prompts", "mine.jsonl")
-    shown = (folder / "results/certificates/tiny_eager.md").read_text()
-    assert "The target's generation config also asks for repetition_penalty 1.1" in shown
+def test_what_a_certificate_does_not_speak_of_is_said():
+    provenance = {
+        "prompts": {"left_out": {"code": "code: 4 prompts wanted, 0 of 50 from builtin fit"}},
+        "ignored_settings": ["repetition_penalty 1.1", "top_p 0.9"],
+    }
+    left_out, ignored = page._exceptions(provenance)
+    assert left_out == "Left out, code: 4 prompts wanted, 0 of 50 from builtin fit."
+    assert "generation config also asks for repetition_penalty 1.1, top_p 0.9: none" in ignored
+    assert page._exceptions({"prompts": {}, "ignored_settings": []}) == []
 
 
 def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over(
