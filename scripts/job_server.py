@@ -40,13 +40,20 @@ def newest_source() -> float:
     return max(path.stat().st_mtime for path in Path(specdec.__file__).parent.rglob("*.py"))
 
 
-def receive(connection: socket.socket) -> int:
-    """Start the job that a client hands over; its process id."""
+def receive(connection: socket.socket, imported: float) -> int | None:
+    """Start the job that a client hands over; its process id.
+
+    None where the package was edited after it was `imported`: the client is told, and runs the job.
+    """
     message, files, _, _ = socket.recv_fds(connection, LONGEST, 2)
-    job = json.loads(message)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(run(job, files))
+    pid = None
+    if newest_source() > imported:
+        connection.sendall(b"outdated")
+        connection.close()
+    else:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(run(json.loads(message), files))
     for file in files:
         os.close(file)
     return pid
@@ -77,10 +84,7 @@ def run(job: dict, files: list[int]) -> int:
 
 
 def serve(server: socket.socket, imported: float) -> None:
-    """Fork jobs and tell how they ended, until the process that started this one is gone.
-
-    Where the package was edited after it was `imported`, clients are sent away.
-    """
+    """Fork jobs and tell how they ended, until the process that started this one is gone."""
     parent = os.getppid()
     waiting: dict[int, socket.socket] = {}  # clients, by the process of their job
     with selectors.DefaultSelector() as selector:
@@ -89,12 +93,9 @@ def serve(server: socket.socket, imported: float) -> None:
             for key, _ in selector.select(SECONDS):
                 if key.fileobj is server:
                     connection, _ = server.accept()
-                    if newest_source() > imported:
-                        connection.sendall(b"outdated")
-                        connection.close()
-                        continue
-                    waiting[receive(connection)] = connection
-                    selector.register(connection, selectors.EVENT_READ)
+                    if pid := receive(connection, imported):
+                        waiting[pid] = connection
+                        selector.register(connection, selectors.EVENT_READ)
                 else:  # a client says nothing more: it is gone, and nobody waits for its job
                     selector.unregister(key.fileobj)
                     pid = next(pid for pid, client in waiting.items() if client is key.fileobj)
