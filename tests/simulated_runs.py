@@ -8,6 +8,7 @@ import numpy as np
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
 from specdec.profiling.records import append_records, make_record
 
+SEED = 42  # of the study; what these runs draw has seeds of its own
 ENVIRONMENT = {"device": "Simulated CPU @ 2.50GHz", "threads": 1, "device_type": "cpu"}
 
 
@@ -116,7 +117,7 @@ def simulate_job(
                 temperature,
                 tokens,
                 domain,
-                seed,
+                SEED,
                 prompt_id=f"{domain}_{i:03d}",
                 prompt_source=truth.prompt_source,
                 draft_dtype=truth.draft_dtype,
@@ -129,19 +130,18 @@ def simulate_job(
                 if arm
                 else baseline_result(truth, tokens, speed, rng)
             )
-            records.append(
-                make_record(
-                    config,
-                    result,
-                    job_K=K,
-                    paired=paired,
-                    order_index=order,
-                    prompt_tokens=20,
-                    text="",
-                    code_digest="0" * 16,
-                    environment={**ENVIRONMENT, "device": truth.device},
-                )
+            record = make_record(
+                config,
+                result,
+                job_K=K,
+                paired=paired,
+                order_index=order,
+                prompt_tokens=20,
+                text="",
+                code_digest="0" * 16,
+                environment={**ENVIRONMENT, "device": truth.device},
             )
+            records.append(record | {"job_prompts": prompts})
     path = folder / truth.pair / domain / f"T{temperature}_K{K}_{truth.engine_requested}.jsonl"
     append_records(path, records)
     return path

@@ -2,6 +2,7 @@
 
 A cell's numbers are ratios of totals over its prompts, never means of ratios. "Decode" leaves out
 the prefill and the first token, which it gives; a *step* is one decoding step of the baseline.
+What each column means stands in docs/tables.md.
 """
 
 from __future__ import annotations
@@ -10,22 +11,32 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from specdec.analysis import theory
-from specdec.analysis.statistics import bootstrap_interval, ratio, wilson_interval
+from specdec.analysis.statistics import (
+    FEWEST_VALUES,
+    LEVEL,
+    Estimate,
+    acceptance_interval,
+    estimate,
+    proportion_interval,
+    quantile_interval,
+    quantiles,
+    ratio,
+)
 
 #: What names a cell. Forced ("synthetic") acceptance is never in one cell with measured, and one
 #: engine never with another: `engine` is the path really taken, `engine_requested` the one asked
 #: for, which may be `auto`.
 CELL = ["pair", "domain", "temperature", "K", "engine", "engine_requested", "acceptance"]
+#: Cells that differ in K alone, of which one is the best.
+ROW = [name for name in CELL if name != "K"]
 #: What a cell was measured with; several values are listed, separated by "; ".
 SETTING = ["prompt_source", "draft_dtype", "target_dtype", "vocabulary", "coupled"]
 SETTING += ["device", "threads"]
+#: Of one generation; totals of them make all figures of time. The first weighs a prompt.
+AMOUNTS = ["steps", "decode_s", "num_tokens", "total_s", "rounds", "draft_ms", "verify_ms"]
 
-
-#: Tokens and seconds that the speedups are ratios of: of decoding, and with the prefill.
-AMOUNTS = ["steps", "decode_s", "num_tokens", "total_s"]
 COLUMNS = ["pair", "domain", "temperature", "K", "engine", "n", "paired", "S", "S_low", "S_high"]
 COLUMNS += ["S_end_to_end", "S_end_to_end_low", "S_end_to_end_high"]
 COLUMNS += ["alpha", "alpha_low", "alpha_high", "alpha_ceiling", "alpha_iid", "tau"]
@@ -33,6 +44,12 @@ COLUMNS += ["c", "v", "h", "h0"]
 COLUMNS += ["S_theory", "S_parts", "tokens_per_s", "baseline_tokens_per_s"]
 COLUMNS += ["p50_ms", "p95_ms", "p99_ms", "peak_memory_mb", "identical", *SETTING]
 COLUMNS += ["engine_requested", "engine_reason", "baseline_engine", "acceptance"]
+ESTIMATED = ["tau", "c", "v", "h", "h0", "tokens_per_s", "baseline_tokens_per_s"]
+ESTIMATED += ["p50_ms", "p95_ms", "p99_ms"]
+COLUMNS += [f"{name}_{end}" for name in ESTIMATED for end in ("low", "high")]
+COLUMNS += ["best", "S_best_low", "S_best_high", "differing", "verified_by"]
+
+Totals = dict[str, np.ndarray]  # of each of AMOUNTS
 
 
 def find_baselines(generations: pd.DataFrame) -> pd.DataFrame:
@@ -60,89 +77,147 @@ def positions_table(generations: pd.DataFrame) -> pd.DataFrame:
     """α_i by cell and position: how often the draft token at i was accepted, given those before."""
     rows = []
     for cell, group in generations[generations.K > 0].groupby(CELL):
-        trials, successes = count_positions(group)
-        for i, (n, accepted) in enumerate(zip(trials, successes, strict=True), start=1):
-            low, high = wilson_interval(accepted, n)
+        decided, accepted = count_positions(group)
+        lows, highs = proportion_interval(accepted, decided)
+        for i, ends in enumerate(zip(lows, highs, strict=True)):
+            n = decided[i].sum()
             rows.append(
                 dict(zip(CELL, cell, strict=True))
-                | {"position": i, "alpha_i": ratio(accepted, n), "low": low, "high": high}
-                | {"n_proposed_given_previous_accepted": n}
+                | {"position": i + 1, "alpha_i": ratio(accepted[i].sum(), n)}
+                | {"low": ends[0], "high": ends[1], "n_proposed_given_previous_accepted": n}
+                | {"n": (decided[i] > 0).sum()}
             )
     names = ["pair", "domain", "temperature", "K", "engine", "position", "alpha_i", "low", "high"]
-    names += ["n_proposed_given_previous_accepted", "engine_requested", "acceptance"]
+    names += ["n_proposed_given_previous_accepted", "engine_requested", "acceptance", "n"]
     return pd.DataFrame(rows, columns=names)
 
 
 def count_positions(group: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Decisions at each draft position, and how many of them accepted ([positions] each).
+    """Decisions at each draft position, and how many accepted, `[positions, prompts]` each.
 
     A draft token was decided on if all before it were accepted. Where the end token or the budget
     cut a round inside its accepted tokens, the next one was not rejected, only never looked at.
     """
-    decided = []
+    positions = np.arange(1, group.K.iloc[0] + 1)[:, None]
+    decided, accepted = [], []
     for row in group.itertuples():
-        accepted = np.array(row.accepted_per_round, dtype=int)
-        looked_at = np.minimum(accepted + 1, np.array(row.proposed_per_round, dtype=int))
-        if len(accepted):
-            last_emitted = row.num_tokens - 1 - (accepted[:-1] + 1).sum()
-            if last_emitted <= accepted[-1]:
-                looked_at[-1] = accepted[-1]
-        decided.append(np.stack([looked_at, accepted]))
-    looked_at, accepted = np.concatenate(decided, axis=1)
-    positions = np.arange(1, max(group.K.iloc[0], looked_at.max(initial=0)) + 1)[:, None]
-    return (looked_at >= positions).sum(axis=1), (accepted >= positions).sum(axis=1)
+        kept = np.array(row.accepted_per_round, dtype=int)
+        looked_at = np.minimum(kept + 1, np.array(row.proposed_per_round, dtype=int))
+        if len(kept):
+            last_emitted = row.num_tokens - 1 - (kept[:-1] + 1).sum()
+            if last_emitted <= kept[-1]:
+                looked_at[-1] = kept[-1]
+        decided.append((looked_at >= positions).sum(axis=1))
+        accepted.append((kept >= positions).sum(axis=1))
+    return np.stack(decided, axis=1), np.stack(accepted, axis=1)
 
 
 def cells_table(generations: pd.DataFrame) -> pd.DataFrame:
     """One row per cell, sorted; without a speculative run a table of no rows."""
+    cells = dict(iter(find_baselines(generations).groupby(CELL)))
     rows = [
         dict(zip(CELL, cell, strict=True)) | _cell_numbers(group, generations)
-        for cell, group in find_baselines(generations).groupby(CELL)
+        for cell, group in cells.items()
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table["best"] = False
+    for _, row in table[table.S.notna()].groupby(ROW):
+        best = row.S.idxmax()
+        if len(row) > 1 and row.S[best] > 1:
+            both = both_arms(cells[tuple(table.loc[best, CELL])], generations)
+            interval = best_of(both, len(row))
+            table.loc[best, ["best", "S_best_low", "S_best_high"]] = [True, *interval[1:]]
+    return table.astype({"best": bool, "S_best_low": float, "S_best_high": float})
+
+
+def best_of(arms: tuple[pd.DataFrame, pd.DataFrame], candidates: int) -> Estimate:
+    """S of the largest of several cells, whose interval knows that it was chosen for its S.
+
+    The interval of each of `candidates` would hold its own truth so often that all together do
+    with 95 %: then that of the chosen one does, whichever is chosen.
+    """
+    return estimate(speedup, *arms, level=LEVEL ** (1 / candidates))
+
+
+def both_arms(
+    speculative: pd.DataFrame, generations: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AMOUNTS of a cell's prompts that have a baseline: their own, and the baselines'.
+
+    `speculative`: a cell's rows of `find_baselines`; `generations`: all, for the baselines.
+    """
+    found = speculative[speculative.baseline.notna()]
+    return found[AMOUNTS], generations.loc[found.baseline.astype(int), AMOUNTS]
 
 
 def _cell_numbers(speculative: pd.DataFrame, generations: pd.DataFrame) -> dict[str, Any]:
-    """`speculative`: a cell's rows of `find_baselines`; `generations`: all, for the baselines."""
-    paired = bool(speculative.paired.all())
-    if paired:
+    """The arguments are those of `both_arms`."""
+    paired, K = bool(speculative.paired.all()), speculative.K.iloc[0]
+    if speculative.baseline.notna().any():
         speculative = speculative[speculative.baseline.notna()]
-    baseline = generations.loc[speculative.baseline.dropna().astype(int)]
-    ours, theirs = speculative[AMOUNTS].to_numpy(float), baseline[AMOUNTS].to_numpy(float)
-    samples = [np.hstack([theirs, ours])] if paired else [theirs, ours]
-    S_low, S_high = bootstrap_interval(samples, _decode_speedup)
-    e2e_low, e2e_high = bootstrap_interval(samples, _end_to_end_speedup)
-    accepted = speculative[["accepted", "proposed"]].to_numpy(float)
-    alpha_low, alpha_high = bootstrap_interval([accepted], lambda totals: ratio(*totals))
-    totals = [sample.sum(axis=0) for sample in samples]
-    seconds = np.concatenate([[], *speculative.round_times])
-    p50, p95, p99 = np.percentile(seconds, [50, 95, 99]) * 1e3 if len(seconds) else [np.nan] * 3
-    both = pd.concat([speculative, baseline])
-    return {
+    arms = both_arms(speculative, generations)
+    own, baseline = arms
+    alone = generations.loc[speculative.baseline.dropna().astype(int)]
+    S, end_to_end = estimate(speedup, *arms), estimate(speedup_end_to_end, *arms)
+    alpha_low, alpha_high = acceptance_interval(speculative.accepted, speculative.proposed, K)
+    matches = speculative.matches_baseline.astype(float)
+    setting = pd.concat([speculative, alone])
+    numbers = {
         "n": len(speculative),
         "paired": paired,
-        "S": _decode_speedup(*totals),
-        "S_low": S_low,
-        "S_high": S_high,
-        "S_end_to_end": _end_to_end_speedup(*totals),
-        "S_end_to_end_low": e2e_low,
-        "S_end_to_end_high": e2e_high,
-        "alpha": ratio(*accepted.sum(axis=0)),
+        **_columns("S", S),
+        **_columns("S_end_to_end", end_to_end),
+        "alpha": ratio(speculative.accepted.sum(), speculative.proposed.sum()),
         "alpha_low": alpha_low,
         "alpha_high": alpha_high,
         "alpha_ceiling": _ceiling(speculative),
-        **_parts(speculative, baseline),
-        "tokens_per_s": ratio(*ours.sum(axis=0)[:2]),
-        "baseline_tokens_per_s": ratio(*theirs.sum(axis=0)[:2]),
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
+        **_columns("tau", estimate(tokens_per_round, speculative[AMOUNTS])),
+        **_columns("tokens_per_s", estimate(tokens_per_s, speculative[AMOUNTS])),
+        **_columns("baseline_tokens_per_s", estimate(tokens_per_s, baseline)),
+        **_waits(speculative),
         "peak_memory_mb": speculative.peak_memory_mb.max(),
-        "identical": speculative.matches_baseline.astype(float).mean(),
-        **{name: _listed(both[name]) for name in SETTING},
+        "identical": matches.mean(),
+        "differing": speculative.differs.sum() if matches.notna().any() else np.nan,
+        "verified_by": _listed(speculative.verified_by),
+        **{name: _listed(setting[name]) for name in SETTING},
         "engine_reason": _listed(speculative.engine_reason),
-        "baseline_engine": _listed(baseline.engine),
+        "baseline_engine": _listed(alone.engine),
     }
+    for name in ("c", "v", "h", "h0"):
+        # What remains of a round can be nothing, or by a hair less: it has no logarithm.
+        found = estimate(
+            lambda *totals, name=name: costs(K, *totals)[name], *arms, log=name in ("c", "v")
+        )
+        numbers |= _columns(name, found)
+    parts = [numbers[name] for name in ("c", "v", "h", "h0")]
+    decided, accepted = count_positions(speculative)
+    alpha_iid = ratio(accepted.sum(), decided.sum())
+    expected_tau = theory.tokens_per_round_within(alpha_iid, K, own.steps.astype(int))
+    return numbers | {
+        "alpha_iid": alpha_iid,
+        "S_theory": theory.speedup(expected_tau, K, *parts),
+        "S_parts": theory.speedup(numbers["tau"], K, *parts),
+    }
+
+
+def _columns(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _waits(speculative: pd.DataFrame) -> dict[str, float]:
+    """Percentiles of the time between hand-overs, in ms, where enough values lie beyond them."""
+    times = speculative.round_times
+    ms = np.concatenate([np.empty(0), *times]) * 1e3
+    prompts = np.repeat(np.arange(len(times)), times.map(len))
+    found = {}
+    for share, fewest in FEWEST_VALUES.items():
+        waits = Estimate(np.nan, np.nan, np.nan)
+        if len(ms) >= fewest:
+            weights = np.ones(len(ms))
+            (value,) = quantiles(ms, weights, [share])
+            waits = Estimate(value, *quantile_interval(ms, weights, prompts, share))
+        found |= _columns(f"p{share * 100:.0f}_ms", waits)
+    return found
 
 
 def _listed(values: pd.Series) -> str:
@@ -155,67 +230,37 @@ def _ceiling(speculative: pd.DataFrame) -> float:
     return ratio((ceilings.alpha_ceiling * ceilings.steps).sum(), ceilings.steps.sum())
 
 
-def _decode_speedup(*totals: np.ndarray) -> np.ndarray | float:
-    """S of totals of AMOUNTS, first the baseline's, then the speculative run's."""
-    their_steps, their_s, _, _, our_steps, our_s, _, _ = np.concatenate(totals)
-    return ratio(their_s * our_steps, their_steps * our_s)
+def speedup(own: Totals, baseline: Totals) -> np.ndarray | float:
+    """S: how many times less a token of decoding took than the baseline's."""
+    return ratio(baseline["decode_s"] * own["steps"], baseline["steps"] * own["decode_s"])
 
 
-def _end_to_end_speedup(*totals: np.ndarray) -> np.ndarray | float:
+def speedup_end_to_end(own: Totals, baseline: Totals) -> np.ndarray | float:
     """The same with the prefill and the first token."""
-    _, _, their_tokens, their_s, _, _, our_tokens, our_s = np.concatenate(totals)
-    return ratio(their_s * our_tokens, their_tokens * our_s)
+    return ratio(baseline["total_s"] * own["num_tokens"], baseline["num_tokens"] * own["total_s"])
 
 
-def _parts(speculative: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float]:
-    """Where the speedup comes from: τ, c, v, h, h₀, and S put together from them.
+def tokens_per_round(own: Totals) -> np.ndarray | float:
+    """τ: tokens emitted after the prefill ÷ rounds, what the last round was cut by left out."""
+    return ratio(own["steps"], own["rounds"])
 
-    Untimed phases leave c, v, h, h₀ NaN. `S_parts` is S again, by the identity of `theory.speedup`;
-    `S_theory` replaces the measured τ by that of the best-fitting constant α, `alpha_iid`.
+
+def tokens_per_s(own: Totals) -> np.ndarray | float:
+    """Of decoding, after the first token."""
+    return ratio(own["steps"], own["decode_s"])
+
+
+def costs(K: int, own: Totals, baseline: Totals) -> dict[str, np.ndarray | float]:
+    """c, v, h and h₀; NaN where the phases were not timed.
+
+    h is what is left of a round after its drafts and its verification, so that S follows from the
+    parts by construction: the identity checks the counting, never the timers.
     """
-    K = speculative.K.iloc[0] if len(speculative) else 0
-    draft, verify, decode = (_total(speculative, f"{x}_ms") for x in ("draft", "verify", "decode"))
-    rounds = _total(speculative, "rounds")
-    steps, step, alone = (_total(baseline, x) for x in ("steps", "verify_ms", "decode_ms"))
-    c, v, h, h0 = cost_ratios(K, rounds, draft, verify, decode, steps, step, alone)
-    tau = ratio(_total(speculative, "steps"), rounds)
-    decisions, acceptances = count_positions(speculative)
-    alpha_iid = ratio(acceptances.sum(), decisions.sum())
-    expected_tau = theory.tokens_per_round(alpha_iid, K)
+    step_ms = ratio(baseline["verify_ms"], baseline["steps"])
+    rest = 1e3 * own["decode_s"] - own["draft_ms"] - own["verify_ms"]
     return {
-        "alpha_iid": alpha_iid,
-        "tau": tau,
-        "c": c,
-        "v": v,
-        "h": h,
-        "h0": h0,
-        "S_theory": theory.speedup(expected_tau, K, c, v, h, h0),
-        "S_parts": theory.speedup(tau, K, c, v, h, h0),
+        "c": ratio(own["draft_ms"], K * own["rounds"] * step_ms),
+        "v": ratio(own["verify_ms"], own["rounds"] * step_ms),
+        "h": ratio(rest, own["rounds"] * step_ms),
+        "h0": ratio(1e3 * baseline["decode_s"], baseline["verify_ms"]) - 1,
     }
-
-
-def cost_ratios(
-    K: int,
-    rounds: ArrayLike,
-    draft: ArrayLike,
-    verify: ArrayLike,
-    decode: ArrayLike,
-    steps: ArrayLike,
-    step: ArrayLike,
-    alone: ArrayLike,
-) -> tuple[np.ndarray | float, ...]:
-    """c, v, h and h₀ of totals: numbers, or arrays of one shape, which the results have.
-
-    Of the speculative runs: `rounds`, the milliseconds of their drafts and verifications, and of
-    the whole decoding. Of the baseline's: `steps`, the milliseconds of their target passes
-    (`step`), and of the whole decoding (`alone`).
-    """
-    step_ms = ratio(step, steps)
-    c = ratio(draft, K * rounds * step_ms)
-    v = ratio(verify, rounds * step_ms)
-    h = ratio(decode - draft - verify, rounds * step_ms)
-    return c, v, h, ratio(alone, steps * step_ms) - 1
-
-
-def _total(rows: pd.DataFrame, name: str) -> float:
-    return float(rows[name].to_numpy(float).sum())

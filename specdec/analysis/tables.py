@@ -17,8 +17,8 @@ import pandas as pd
 
 from specdec.analysis.cells import cells_table, find_baselines, positions_table
 from specdec.analysis.statistics import ratio
+from specdec.analysis.study_records import AGAIN, Record, read_study
 from specdec.profiling.metrics import GenerationResult
-from specdec.profiling.records import read_records
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write
 
@@ -32,8 +32,10 @@ FILES = {
 GENERATION = ["pair", "domain", "temperature", "acceptance", "engine_requested", "job_K"]
 GENERATION += ["prompt_id", "K"]
 #: Columns that the tables are computed from but do not hold.
-INTERNAL = ["file", "generated_ids", "steps", "decode_ms", "accepted_per_round"]
+INTERNAL = ["file", "generated_ids", "steps", "near_ties", "accepted_per_round"]
 INTERNAL += ["proposed_per_round", "round_tokens", "round_times"]
+#: Rules that promise the baseline's own tokens: each draft token must be what the target draws.
+SAME_TOKENS = {"greedy", "matching", "coupled"}
 #: Ten digits: beyond any clock, and short of the last bits, which differ between processors.
 FLOAT_FORMAT = "%.10g"
 
@@ -50,7 +52,8 @@ class Tables(NamedTuple):
 def write_tables(run_files: list[Path], out_dir: Path) -> None:
     """Read all records of the run files and write the four tables, each whole or not at all.
 
-    Raises SpecdecError on a broken record, and where two records measured the same generation.
+    Raises SpecdecError on records that are broken, not whole, or not of one study, and where two
+    measured the same generation.
     """
     tables = make_tables(run_files)
     out_dir = Path(out_dir)
@@ -84,24 +87,19 @@ def load_tables(tables_dir: Path) -> Tables:
 
 def _dtypes(name: str) -> dict[str, Any]:
     words = ["pair", "domain", "prompt_id", "config_hash", "acceptance", "device", "threads"]
-    words += ["engine", "engine_requested", "engine_reason", "baseline_engine"]
+    words += ["engine", "engine_requested", "engine_reason", "baseline_engine", "verified_by"]
     dtypes: dict[str, Any] = dict.fromkeys(words, "str") | {"temperature": "float"}
     if name == "generations":
-        dtypes["matches_baseline"] = "boolean"
+        dtypes |= dict.fromkeys(["matches_baseline", "differs"], "boolean")
     return dtypes
 
 
 def make_tables(run_files: list[Path]) -> Tables:
     """The four tables of the records in `run_files`, as frames."""
-    records = []
-    for path in sorted(map(Path, run_files)):
-        records += _labelled_records(path)
-    if not records:
-        raise SpecdecError("no records to make tables of: the run files are empty")
-    rows = [_generation_row(record) for record in records]
+    rows = [_generation_row(record) for record in read_study(run_files)]
     generations = pd.DataFrame(rows).sort_values(GENERATION, kind="stable")
     _refuse_duplicates(generations)
-    generations["matches_baseline"] = _matches_baseline(generations)
+    generations = _compare_with_baselines(generations)
     return Tables(
         generations=generations.drop(columns=INTERNAL),
         cells=cells_table(generations),
@@ -110,30 +108,7 @@ def make_tables(run_files: list[Path]) -> Tables:
     )
 
 
-def _labelled_records(path: Path) -> list[dict[str, Any]]:
-    """The records of one run, each with its file and whether its acceptance is real.
-
-    A baseline belongs to the run it was measured in: beside forced acceptance it counts as such.
-    """
-    records = read_records(path)
-    try:
-        forced = {record["synthetic_acceptance"] for record in records} - {None}
-        for record in records:
-            rate = record["synthetic_acceptance"]
-            if rate is None and len(forced) == 1:
-                (rate,) = forced
-            record["file"] = str(path)
-            record["acceptance"] = "measured" if rate is None else f"synthetic {rate:g}"
-    except KeyError as error:
-        raise SpecdecError(_missing(path, error)) from error
-    return records
-
-
-def _missing(path: Path | str, error: KeyError) -> str:
-    return f"{path}: a record without {error}; delete the file to measure again"
-
-
-def _generation_row(record: dict[str, Any]) -> dict[str, Any]:
+def _generation_row(record: Record) -> dict[str, Any]:
     result = GenerationResult.from_dict(record)
     phases = result.phase_times_ms or {}
     accepted, proposed = result.accepted_per_round or [], result.proposed_per_round or []
@@ -177,17 +152,18 @@ def _generation_row(record: dict[str, Any]) -> dict[str, Any]:
             "device": record["environment"].get("device"),
             "threads": record["environment"].get("threads"),
             "acceptance": record["acceptance"],
+            "verified_by": result.verified_by or _rule_of(record),
             "file": record["file"],
             "generated_ids": result.generated_ids,
             "steps": result.num_tokens - 1,
-            "decode_ms": result.decode_time * 1e3,
+            "near_ties": result.near_ties or [],
             "accepted_per_round": accepted,
             "proposed_per_round": proposed,
             "round_tokens": result.round_tokens,
             "round_times": result.round_times,
         }
     except KeyError as error:
-        raise SpecdecError(_missing(record["file"], error)) from error
+        raise SpecdecError(f"{record['file']}: a record without {error}; {AGAIN}") from error
 
 
 def _refuse_duplicates(generations: pd.DataFrame) -> None:
@@ -203,19 +179,46 @@ def _refuse_duplicates(generations: pd.DataFrame) -> None:
         )
 
 
-def _matches_baseline(generations: pd.DataFrame) -> pd.Series:
-    """Whether a speculative output equals its prompt's baseline, where it must: greedy or coupled.
+def _rule_of(record: Record) -> str | None:
+    """By which rule a record was verified that doesn't say it: one of an earlier version."""
+    if not record["K"]:
+        return None
+    if record["synthetic_acceptance"] is not None:
+        return "forced"
+    if record["temperature"] == 0:
+        return "greedy"
+    if record["coupled"]:
+        return "coupled"
+    return "matching" if record.get("drafter") == "ExactMatchDraft" else "rejection"
 
-    Empty for the others, for forced acceptance (which changes the output) and without a baseline.
+
+def _compare_with_baselines(generations: pd.DataFrame) -> pd.DataFrame:
+    """The generations with two columns that hold where a rule promises the baseline's tokens.
+
+    `matches_baseline`: whether it is them; `differs`: whether it isn't, and leaves them at a place
+    that no near tie explains. Empty for other rules, and without a baseline.
     """
     found = find_baselines(generations)
-    must = (found.temperature == 0) | found.coupled.astype(bool)
-    found = found[must & (found.acceptance == "measured") & found.baseline.notna()]
+    found = found[found.verified_by.isin(SAME_TOKENS) & found.baseline.notna()]
     theirs = generations.generated_ids.loc[found.baseline.astype(int)]
-    equal = np.array([a == b for a, b in zip(found.generated_ids, theirs, strict=True)], dtype=bool)
-    column = pd.Series(pd.NA, index=generations.index, dtype="boolean")
-    column.loc[found.index] = equal
-    return column
+    equal, differs = [], []
+    for ours, their_ids in zip(found.itertuples(), theirs, strict=True):
+        equal.append(ours.generated_ids == their_ids)
+        parting = first_difference(ours.generated_ids, their_ids)
+        differs.append(parting is not None and parting not in ours.near_ties)
+    for name, values in (("matches_baseline", equal), ("differs", differs)):
+        column = pd.Series(pd.NA, index=generations.index, dtype="boolean")
+        column.loc[found.index] = np.array(values, dtype=bool)
+        generations[name] = column
+    return generations
+
+
+def first_difference(ids: list[int], others: list[int]) -> int | None:
+    """The first place where two outputs differ, one of which may have ended there."""
+    if ids == others:
+        return None
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
 
 
 def _rounds_table(generations: pd.DataFrame) -> pd.DataFrame:

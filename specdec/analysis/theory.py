@@ -16,17 +16,31 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 
-def expected_accepted(alpha: ArrayLike, k: int) -> np.ndarray | float:
-    """Draft tokens accepted per round on average: α + α² + … + α^K, for α in [0, 1]."""
-    return tokens_per_round(alpha, k) - 1
-
-
 def tokens_per_round(alpha: ArrayLike, k: int) -> np.ndarray | float:
     """τ = 1 + α + … + α^K = (1 − α^(K+1)) / (1 − α), Leviathan et al. (2023), equation 1.
 
     Summed, not divided, so that it holds at α = 1. `alpha` has any shape; so has the result.
     """
     return np.power(np.asarray(alpha, dtype=float)[..., None], np.arange(k + 1)).sum(axis=-1)[()]
+
+
+def tokens_per_round_within(alpha: float, k: int, budgets: ArrayLike) -> float:
+    """τ of texts that end after `budgets` tokens (those of decoding): Σ budgets ÷ Σ rounds.
+
+    The last round of a text is cut short, which matters where texts are short and K is large. A
+    text of n tokens takes R(n) rounds on average: R(0) = 0 and, with P(j) the chance that a round
+    accepts j tokens and so emits j + 1, R(n) = 1 + Σ_j P(j) · R(max(0, n − j − 1)). NaN without a
+    token.
+    """
+    budgets = np.asarray(budgets, dtype=int)
+    if budgets.sum() == 0 or np.isnan(alpha):
+        return float("nan")
+    chances = alpha ** np.arange(k + 1) * np.append(np.full(k, 1 - alpha), 1)
+    rounds = [0.0]
+    for n in range(1, budgets.max() + 1):
+        left = np.maximum(0, n - 1 - np.arange(k + 1))
+        rounds.append(1 + float(chances @ np.take(rounds, left)))
+    return float(budgets.sum() / np.take(rounds, budgets).sum())
 
 
 def speedup(

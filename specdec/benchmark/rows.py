@@ -26,7 +26,7 @@ def make_rows(
         row = {"arm": arm.name, "K": arm.K, "acceptance": "measured"}
         rows.append(row | table.speeds(runs[arm.name], alone, allowed_ms[arm.K]))
         if arm.K:
-            rows[-1] |= table.acceptances(runs[arm.name])
+            rows[-1] |= table.acceptances(arm.K, runs[arm.name])
     for row, arm in zip(rows, own, strict=False):
         if arm.K:
             row |= {"acceptance": settings.acceptance}

@@ -1,6 +1,6 @@
 """The table of a benchmark: figures of each arm, with 95 % intervals over the prompts.
 
-Every figure is a ratio of totals over the prompts; its interval resamples prompts, and what was
+Every figure is a ratio of totals over the prompts; its interval is that over prompts, and what was
 measured on one prompt stays together, whichever arm measured it.
 """
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from specdec.analysis.cells import cost_ratios
-from specdec.analysis.statistics import bootstrap_interval, ratio
+from specdec.analysis.cells import costs
+from specdec.analysis.statistics import acceptance_interval, ratio
+from specdec.analysis.statistics import estimate as estimate_of_arms
 from specdec.analysis.theory import speedup as speedup_of_parts
 from specdec.benchmark.arms import AMOUNTS, Run
 
@@ -23,21 +24,16 @@ COSTS = ["c", "v", "h", "h0"]
 BY_ACCEPTANCE = ["tokens_per_s", "tokens_per_s_with_prefill", "S", "S_with_prefill", "tau", "alpha"]
 
 
-def amounts(runs: list[Run]) -> np.ndarray:
-    """AMOUNTS of an arm, `[prompts, amounts]`."""
-    return np.array([[run.amounts[name] for name in AMOUNTS] for run in runs], dtype=float)
+def amounts(runs: list[Run]) -> Totals:
+    """AMOUNTS of an arm, `[prompts]` each."""
+    return {name: np.array([run.amounts[name] for run in runs], float) for name in AMOUNTS}
 
 
-def estimate(statistic: Callable[..., np.ndarray | float], *arms: np.ndarray) -> Estimate:
-    """A statistic of the totals of one or more arms (each `[prompts, amounts]`), with interval."""
-
-    def of_totals(totals: np.ndarray) -> np.ndarray | float:
-        blocks = np.split(totals, len(arms))
-        return statistic(*(dict(zip(AMOUNTS, block, strict=True)) for block in blocks))
-
-    together = np.hstack(arms)
-    low, high = bootstrap_interval([together], of_totals)
-    return {"value": float(of_totals(together.sum(axis=0))), "low": float(low), "high": float(high)}
+def estimate(
+    statistic: Callable[..., np.ndarray | float], *arms: Totals, log: bool = True
+) -> Estimate:
+    """A statistic of the totals of one or more arms (`amounts`), with interval."""
+    return estimate_of_arms(statistic, *arms, log=log)._asdict()
 
 
 def tokens_per_s(arm: Totals) -> np.ndarray | float:
@@ -68,22 +64,7 @@ def speedup_of_rounds(arm: Totals, baseline: Totals) -> np.ndarray | float:
     return ratio(ms_per_round(baseline), ms_per_round(arm))
 
 
-def costs(K: int, arm: Totals, baseline: Totals) -> dict[str, np.ndarray | float]:
-    """c, v, h and h₀."""
-    values = cost_ratios(
-        K,
-        arm["rounds"],
-        arm["draft_ms"],
-        arm["verify_ms"],
-        arm["decode_s"] * 1e3,
-        baseline["steps"],
-        baseline["verify_ms"],
-        baseline["decode_s"] * 1e3,
-    )
-    return dict(zip(COSTS, values, strict=True))
-
-
-def geometric_mean(comparison: Callable, ours: list[np.ndarray], theirs: list[np.ndarray]):
+def geometric_mean(comparison: Callable, ours: list[Totals], theirs: list[Totals]):
     """The geometric mean over K of `comparison(ours, theirs)`, with interval."""
 
     def mean(*arms: Totals) -> np.ndarray | float:
@@ -108,20 +89,23 @@ def speeds(runs: list[Run], baseline: list[Run], allowed_ms: float) -> dict[str,
     }
 
 
-def acceptances(runs: list[Run]) -> dict[str, Estimate]:
+def acceptances(K: int, runs: list[Run]) -> dict[str, Estimate]:
     """τ and α of a speculative arm."""
     own = amounts(runs)
-    return {
-        "tau": estimate(lambda arm: ratio(arm["steps"], arm["rounds"]), own),
-        "alpha": estimate(lambda arm: ratio(arm["accepted"], arm["proposed"]), own),
-    }
+    accepted, proposed = own["accepted"], own["proposed"]
+    low, high = acceptance_interval(accepted, proposed, K)
+    alpha = {"value": float(ratio(accepted.sum(), proposed.sum())), "low": low, "high": high}
+    return {"tau": estimate(lambda arm: ratio(arm["steps"], arm["rounds"]), own), "alpha": alpha}
 
 
 def parts(K: int, tau: float, runs: list[Run], baseline: list[Run]) -> dict[str, Any]:
     """c, v, h and h₀ of a speculative arm, and S put together from them (`S_parts`)."""
     both = amounts(runs), amounts(baseline)
     found = {
-        name: estimate(lambda own, alone, name=name: costs(K, own, alone)[name], *both)
+        # h and h₀ may be nothing, or by a hair less: they have no logarithm.
+        name: estimate(
+            lambda *arms, name=name: costs(K, *arms)[name], *both, log=name in ("c", "v")
+        )
         for name in COSTS
     }
     values = (found[name]["value"] for name in COSTS)

@@ -138,7 +138,9 @@ def run_job(
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
     with atomic_write(out) as file:
         for address in requests:
-            file.write(json.dumps(records[address]) + "\n")
+            # How many prompts there are to be, so that a file that isn't whole can be told.
+            whole = records[address] | {"job_prompts": len(prompts)}
+            file.write(json.dumps(whole) + "\n")
 
 
 def _finished(progress: Path, requests: dict, digest: str) -> dict:

@@ -41,6 +41,7 @@ class GenerationResult:
     # Of both kinds; phases are prefill, draft, verify and sample.
     phase_times_ms: dict[str, float] | None = None  # the baseline's target steps are its verify
     phase_peak_memory_mb: dict[str, float] | None = None
+    near_ties: list[int] | None = None  # places of the output where rounding may choose the token
     finish_reason: str | None = None  # "stop" (an end token) or "length" (the budget)
     engine: str | None = None  # the path really taken: "eager" or "compiled"
     engine_reason: str | None = None  # why it is not the one asked for
@@ -115,13 +116,21 @@ class GenerationResult:
             "SD " if self.is_speculative else "AR ",
             f"{self.num_tokens} tok",
             f"{self.tokens_per_second:.1f} tok/s",
-            f"p50={_milliseconds(self.latency_p50)} p95={_milliseconds(self.latency_p95)}",
+            _waits(self.round_times or self.per_token_latencies),
             f"mem={self.peak_memory_mb:.0f}MB",
         ]
         if self.is_speculative:
             rounds = self.num_speculation_rounds or 0
             parts.append(f"accept={self.acceptance_rate:.2f} rounds={rounds}")
         return " | ".join(parts)
+
+
+def _waits(hand_overs: list[float]) -> str:
+    """What a reader waits from one hand-over to the next: median and 95th percentile."""
+    p50, p95 = (
+        np.percentile(hand_overs, [50, 95], method="inverted_cdf") if hand_overs else (0.0, 0.0)
+    )
+    return f"p50={_milliseconds(p50)} p95={_milliseconds(p95)}"
 
 
 def _milliseconds(seconds: float) -> str:

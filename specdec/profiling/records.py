@@ -8,6 +8,7 @@ A record is one flat JSON object: `schema_version`, `config_hash`, the fields of
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +60,22 @@ def make_record(
     }
 
 
+def request_of(record: dict[str, Any]) -> BenchmarkConfig:
+    """What a record's generation was asked for; fields that an older record lacks at their default.
+
+    Raises KeyError for one without a default.
+    """
+    names = {f.name: RECORD_NAMES.get(f.name, f.name) for f in fields(BenchmarkConfig)}
+    required = {f.name for f in fields(BenchmarkConfig) if f.default is MISSING}
+    return BenchmarkConfig(
+        **{
+            name: record[stored]
+            for name, stored in names.items()
+            if stored in record or name in required
+        }
+    )
+
+
 def read_records(path: Path | str, tolerate_torn_tail: bool = False) -> list[dict[str, Any]]:
     """All records of a file; empty lines are passed over.
 
@@ -95,7 +112,7 @@ def _parse_record(line: bytes, where: str) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError as error:
         raise SpecdecError(
-            f"{where}: not a line of JSON ({error}); delete the line, or the file to measure again"
+            f"{where}: not a line of JSON ({error}); delete the file and run the study again"
         ) from error
     if not isinstance(record, dict):
         raise SpecdecError(f"{where}: a record must be a JSON object, not {line[:40]!r}")
