@@ -14,7 +14,7 @@ os.environ.update(
 )
 
 from specdec.models.hub import resolve_model
-from specdec.study.configuration import StudyError, read_study, registry_path
+from specdec.study.configuration import StudyError, study_pairs, registry_path
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import check_writable
 from specdec.utils.paths import PROJECT_ROOT
@@ -39,7 +39,7 @@ try:
         read_yaml(os.path.relpath(file))  # what this reader refuses, Snakemake's own took somehow
     for folder in (".snakemake", "results", "figures"):
         check_writable(folder)
-    PAIRS = read_study(config, JOBS_RUN_HERE)
+    PAIRS = study_pairs(config, JOBS_RUN_HERE)
 except StudyError as error:
     sys.exit(f"error: {place(error.key)}: {error}")
 except SpecdecError as error:

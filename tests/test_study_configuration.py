@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from specdec.study import configuration
-from specdec.study.configuration import StudyError, read_study
+from specdec.study.configuration import StudyError, study_pairs
 from specdec.utils import machine
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
@@ -68,7 +68,7 @@ def config(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("slip", "message"), SLIPS, ids=[slip for slip, _ in SLIPS])
 def test_a_slip_is_one_line_with_its_place(config, slip, message):
     with pytest.raises(SpecdecError) as caught:
-        read_study(config | yaml.safe_load(slip))
+        study_pairs(config | yaml.safe_load(slip))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -78,18 +78,18 @@ def test_a_mistake_names_the_key_whose_value_must_change(config):
         "prompts_per_domain: 9": "prompts_per_domain",
     }.items():
         with pytest.raises(StudyError) as caught:
-            read_study(config | yaml.safe_load(slip))
+            study_pairs(config | yaml.safe_load(slip))
         assert caught.value.key == key
 
 
 def test_the_study_of_the_tests_is_read(config):
-    (pair,) = read_study(config).values()
+    (pair,) = study_pairs(config).values()
     assert (pair.domains, pair.draft_tokens, pair.engines) == (["code"], [1, 2], ["eager"])
 
 
 def test_what_a_pair_says_itself_goes_before_what_the_study_says(config):
     own = {"name": "micro_other", "draft_tokens": [8], "engine": ["eager", "compiled"]}
-    pairs = read_study(config | {"pairs": ["micro", own]})
+    pairs = study_pairs(config | {"pairs": ["micro", own]})
     assert pairs["micro"].draft_tokens == [1, 2]
     assert (pairs["micro_other"].draft_tokens, pairs["micro_other"].engines) == (
         [8],
@@ -98,14 +98,14 @@ def test_what_a_pair_says_itself_goes_before_what_the_study_says(config):
 
 
 def test_jobs_that_run_elsewhere_may_ask_for_what_this_machine_lacks(config):
-    assert read_study(config | {"threads": 64, "device": "cuda:1"}, jobs_run_here=False)
+    assert study_pairs(config | {"threads": 64, "device": "cuda:1"}, jobs_run_here=False)
 
 
 def test_equal_prompts_of_a_file_are_one(config, tmp_path):
     lines = [json.dumps({"question": {"text": text}}) for text in ["a", "a", "b", " ", "c"]]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     with pytest.raises(StudyError, match="4 are asked for, and prompts.jsonl has 3 different ones"):
-        read_study(config)
+        study_pairs(config)
 
 
 def test_the_registry_of_the_project_serves_a_folder_without_one(config):

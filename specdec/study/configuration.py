@@ -37,7 +37,7 @@ class StudyPair(NamedTuple):
     synthetic_acceptance: float | None
 
 
-def read_study(config: dict[str, Any], jobs_run_here: bool = True) -> dict[str, StudyPair]:
+def study_pairs(config: dict[str, Any], jobs_run_here: bool = True) -> dict[str, StudyPair]:
     """The pairs of a study by name.
 
     Where its jobs run on other machines, what this one has doesn't count.
