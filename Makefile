@@ -19,7 +19,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 study: env
 	@$(BIN)/python scripts/unlock_if_dead.py
-	$(BIN)/snakemake --cores $(CORES) all $(if $(CONFIG),--configfile $(CONFIG))
+	@$(BIN)/python scripts/run_study.py --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 	@$(BIN)/python scripts/show_results.py
 
 # A file's tests stay in one process, for they share models and studies.
