@@ -33,6 +33,7 @@ COLUMNS += ["c", "v", "h", "h0"]
 COLUMNS += ["S_theory", "S_parts", "tokens_per_s", "baseline_tokens_per_s"]
 COLUMNS += ["p50_ms", "p95_ms", "p99_ms", "peak_memory_mb", "identical", *SETTING]
 COLUMNS += ["engine_requested", "engine_reason", "baseline_engine", "acceptance"]
+COLUMNS += ["joules_per_token", "baseline_joules_per_token"]
 
 
 def find_baselines(generations: pd.DataFrame) -> pd.DataFrame:
@@ -142,11 +143,19 @@ def _cell_numbers(speculative: pd.DataFrame, generations: pd.DataFrame) -> dict[
         **{name: _listed(both[name]) for name in SETTING},
         "engine_reason": _listed(speculative.engine_reason),
         "baseline_engine": _listed(baseline.engine),
+        "joules_per_token": _joules_per_token(speculative),
+        "baseline_joules_per_token": _joules_per_token(baseline),
     }
 
 
 def _listed(values: pd.Series) -> str:
     return "; ".join(sorted({str(value) for value in values.dropna()}))
+
+
+def _joules_per_token(generations: pd.DataFrame) -> float:
+    """Energy of the whole GPU, prefill included, of those whose card tells it; else NaN."""
+    told = generations[generations.energy_j.notna()]
+    return ratio(told.energy_j.astype(float).sum(), told.num_tokens.sum())
 
 
 def _ceiling(speculative: pd.DataFrame) -> float:

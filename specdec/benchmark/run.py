@@ -26,6 +26,7 @@ from specdec.benchmark.settings import Settings
 from specdec.models.pair import load_pair
 from specdec.models.registry import ModelPair, get_pair, needs_synthetic_acceptance
 from specdec.models.wrapper import ModelWrapper
+from specdec.profiling.power import PowerSampler
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, set_threads
@@ -79,7 +80,8 @@ def compare(
     began = perf_counter()
     for decoder in decoders:
         decoder.prepare(settings.temperature, settings.top_k, settings.top_p)
-    first = _warm_up([*own, *bare], longest)
+    with PowerSampler(target.device) as warming:
+        first = _warm_up([*own, *bare], longest)
     others, failed = _runnable(others, longest)
     not_run |= failed
     preparation = {
@@ -90,10 +92,12 @@ def compare(
         },
     }
 
-    card = _card(pair, draft, target, settings, prompts, {arm.name: first[arm.name] for arm in own})
+    got = {arm.name: first[arm.name] for arm in own}
+    card = _card(pair, draft, target, settings, prompts, got, warming.figures)
     show(cards.format_card(card))
     show(format_preparation(preparation))
-    runs = measure([*own, *bare, *others], prompts, settings.repeats)
+    with PowerSampler(target.device) as working:
+        runs = measure([*own, *bare, *others], prompts, settings.repeats)
 
     allowed_ms = {0: 1e3 / card["target"]["tokens_per_s"]}
     allowed_ms |= {K: allowed["ms"] for K, allowed in card["rounds"].items()}
@@ -108,7 +112,7 @@ def compare(
         "against_transformers": against_transformers(settings, runs) if others else None,
         "differences": table.differences(told, [p.prompt_id for p in prompts]) if equal else None,
         "instrumentation": instrumentation(settings, runs) if settings.instrumentation else None,
-        "gpu_after": cards.gpu_state(target.device),
+        "gpu_after": working.figures,
         "settings": asdict(settings),
         "versions": {name: card["environment"][name] for name in VERSIONS},
     }
@@ -173,8 +177,9 @@ def _card(
     settings: Settings,
     prompts: list[BenchPrompt],
     first: dict[str, Run],
+    gpu: dict[str, float] | None,
 ) -> dict[str, Any]:
-    """`first`: a run of each of our arms, which says what engine it got."""
+    """`first`: a run of each of our arms, which says what engine it got; `gpu`: while it did."""
     copied = cards.copy_bandwidth(target.device)
     bandwidth = copied["bytes_per_s"]
     mean_prompt = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
@@ -190,7 +195,7 @@ def _card(
         "pair": pair.name,
         "acceptance": settings.acceptance,
         "environment": capture_environment(target.device),
-        "gpu": cards.gpu_state(target.device),
+        "gpu": gpu,
         "engine": {"asked": settings.engine, "got": got},
         "copy_bandwidth": copied,
         **sides,

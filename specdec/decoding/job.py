@@ -27,6 +27,7 @@ from specdec.models.pair import check_pair, load_side
 from specdec.models.registry import ModelPair
 from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.metrics import BenchmarkConfig
+from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
@@ -206,7 +207,9 @@ def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
     gc.collect()  # now rather than in the middle of a timed generation
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    prompt_ids, result = _generate(job, decoder, prompt, job.max_new_tokens)
+    with PowerSampler(decoder.target.device) as power:
+        prompt_ids, result = _generate(job, decoder, prompt, job.max_new_tokens)
+    result.gpu = power.figures
     if isinstance(decoder, SpeculativeDecoder) and job.synthetic_acceptance is None:
         result.alpha_ceiling = acceptance_ceiling(
             decoder, prompt_ids, result.generated_ids, Warp(job.temperature)
