@@ -6,7 +6,6 @@ bandwidth that a plain copy reaches here, these bytes give the least time that a
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -22,8 +21,6 @@ MIB = 2**20
 PASSES = 11  # over a buffer that are timed; the median counts
 READ_ROWS = 1024
 SMALLEST_BUFFER, LARGEST_BUFFER = 256 * MIB, 1024 * MIB
-GPU_STATE = ["clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem"]
-GPU_STATE += ["power.draw", "power.limit", "temperature.gpu"]
 
 
 def model_card(wrapper: ModelWrapper, context: float, bandwidth: float) -> dict[str, Any]:
@@ -130,26 +127,6 @@ def last_level_cache() -> int | None:
         return None
 
 
-def gpu_state(device: torch.device) -> dict[str, float] | None:
-    """Clocks (MHz), power (W) and temperature (°C) now; None without a GPU or `nvidia-smi`."""
-    if device.type != "cuda":
-        return None
-    gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    query = ["nvidia-smi", "-i", gpu, f"--query-gpu={','.join(GPU_STATE)}"]
-    try:
-        done = subprocess.run(
-            [*query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        values = [float(value) for value in done.stdout.split(",")]
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return dict(zip(GPU_STATE, values, strict=True))
-
-
 def format_card(card: dict[str, Any]) -> str:
     """The card as lines for people; `card` is that of `specdec.benchmark.run.benchmark`."""
     environment, bandwidth = card["environment"], card["copy_bandwidth"]
@@ -188,13 +165,13 @@ def format_card(card: dict[str, Any]) -> str:
             "it, faster than a copy: a share above 100 % is possible"
         )
     if card["gpu"] is not None:
-        lines.append(f"gpu         {format_gpu(card['gpu'])}")
+        lines.append(f"gpu         warming up: {format_gpu(card['gpu'])}")
     return "\n".join(lines)
 
 
-def format_gpu(state: dict[str, float]) -> str:
-    """One line of what `gpu_state` gives."""
-    return ", ".join(f"{name} {value:g}" for name, value in state.items()) + " (MHz, W, °C)"
+def format_gpu(figures: dict[str, float]) -> str:
+    """One line of what a `PowerSampler` tells."""
+    return ", ".join(f"{name} {value:g}" for name, value in figures.items())
 
 
 def _engines(got: dict[str, dict[str, str | None]]) -> str:

@@ -96,7 +96,7 @@ def format_findings(document: dict[str, Any]) -> str:
             f"{_interval(estimate, 1, 3)}, {verdict} {TOLERANCE:.0%}"
         )
     if state := document["gpu_after"]:
-        lines.append(f"gpu after the timed runs: {format_gpu(state)}")
+        lines.append(f"gpu while the runs were timed, medians: {format_gpu(state)}")
     lines.append(format_verdict(document))
     for row in document["rows"]:
         if "S_parts" in row:

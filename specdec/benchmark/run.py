@@ -24,6 +24,7 @@ from specdec.benchmark.rows import against, instrumentation, make_rows
 from specdec.benchmark.settings import PEERS, Settings
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.registry import get_pair, needs_synthetic_acceptance
+from specdec.profiling.power import PowerSampler
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, set_threads
@@ -71,7 +72,8 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
     began = perf_counter()
     for decoder in decoders.values():
         decoder.prepare(settings.temperature, settings.top_k, settings.top_p)
-    first = _warm_up([*own, *bare], longest)
+    with PowerSampler(pair.target.device) as warming:
+        first = _warm_up([*own, *bare], longest)
     for peer, arms in peers.items():
         peers[peer], failed = _runnable(arms, longest)
         not_run |= failed
@@ -84,10 +86,12 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
         },
     }
 
-    card = _card(pair, settings, prompts, {arm.name: first[arm.name] for arm in own})
+    got = {arm.name: first[arm.name] for arm in own}
+    card = _card(pair, settings, prompts, got, warming.figures)
     show(cards.format_card(card))
     show(format_preparation(preparation))
-    runs = measure([*own, *bare, *others], prompts, settings.repeats)
+    with PowerSampler(pair.target.device) as working:
+        runs = measure([*own, *bare, *others], prompts, settings.repeats)
 
     allowed_ms = {0: 1e3 / card["target"]["tokens_per_s"]}
     allowed_ms |= {K: allowed["ms"] for K, allowed in card["rounds"].items()}
@@ -108,7 +112,7 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
         },
         "differences": table.differences(told, [p.prompt_id for p in prompts]) if equal else None,
         "instrumentation": instrumentation(settings, runs) if settings.instrumentation else None,
-        "gpu_after": cards.gpu_state(pair.target.device),
+        "gpu_after": working.figures,
         "settings": asdict(settings),
         "versions": {name: card["environment"][name] for name in VERSIONS},
     }
@@ -153,8 +157,9 @@ def _card(
     settings: Settings,
     prompts: list[BenchPrompt],
     first: dict[str, Run],
+    gpu: dict[str, float] | None,
 ) -> dict[str, Any]:
-    """`first`: a run of each of our arms, which says what engine it got."""
+    """`first`: a run of each of our arms, which says what engine it got; `gpu`: while it did."""
     copied = cards.copy_bandwidth(pair.target.device)
     bandwidth = copied["bytes_per_s"]
     mean_prompt = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
@@ -171,7 +176,7 @@ def _card(
         "pair": entry.name,
         "acceptance": settings.acceptance,
         "environment": capture_environment(pair.target.device),
-        "gpu": cards.gpu_state(pair.target.device),
+        "gpu": gpu,
         "engine": {"asked": settings.engine, "got": got},
         "copy_bandwidth": copied,
         "read_bandwidth": cards.read_bandwidth(pair.target.device),

@@ -24,6 +24,7 @@ from specdec.decoding.sampling import Warp
 from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
+from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
@@ -181,7 +182,9 @@ def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     encoded = pair.encode(prompt.text)
-    result = _generate(job, decoder, encoded, job.max_new_tokens)
+    with PowerSampler(pair.target.device) as power:
+        result = _generate(job, decoder, encoded, job.max_new_tokens)
+    result.gpu = power.figures
     if request.K > 0 and job.synthetic_acceptance is None:
         result.alpha_ceiling = acceptance_ceiling(
             decoder, encoded.prompt_ids, result.generated_ids, Warp(job.temperature)
