@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from specdec.models.architecture import check_architecture
 from specdec.models.cache import GrowingCache
 from specdec.models.token_bytes import number_of_ids
 from specdec.utils.errors import SpecdecError
@@ -19,12 +20,16 @@ class ModelWrapper:
 
     `model` is any causal LM of transformers whose cache holds keys and values, `tokenizer` its
     tokenizer (or None, where only token ids are used), `device` where its inputs must lie.
+
+    Raises:
+        SpecdecError: for a model that can't be read with such a cache and rolled back, exactly.
     """
 
     def __init__(self, model, tokenizer, device) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device = torch.device(device)
+        check_architecture(self.model, self.name, self.device)
         self.fast = None  # its fast form, which specdec.engine makes
         # Some models written outside transformers cannot be asked for the last logits only.
         self._limits_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
