@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from specdec.analysis.tables import load_table
+from specdec.analysis.table_files import load_table
 from specdec.utils.errors import cli
 
 TABLES = Path("results/tables")

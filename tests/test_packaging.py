@@ -70,7 +70,7 @@ def test_what_the_package_imports_is_declared():
 
 
 def test_the_extras_are_those_that_the_commands_install():
-    assert set(EXTRAS) == {"workflow", "gpu", "ollama", "peers", "test"}
+    assert set(EXTRAS) == {"workflow", "gpu", "ollama", "peers", "smollm2", "test"}
     makefile = (PROJECT_ROOT / "Makefile").read_text()
     assert "-c requirements/lock.txt -e '.[workflow,gpu,test]'" in makefile
 

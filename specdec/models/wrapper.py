@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
 from specdec.models.cache import GrowingCache
+from specdec.models.token_bytes import number_of_ids
 from specdec.utils.errors import SpecdecError
 
 
@@ -38,11 +40,11 @@ class ModelWrapper:
         """What the model was loaded from, or its class where it was made in memory."""
         return self.model.config.name_or_path or type(self.model).__name__
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Number of tokens the model can emit; logits may be padded beyond the tokenizer."""
         size = self.logit_size
-        return size if self.tokenizer is None else min(size, len(self.tokenizer))
+        return size if self.tokenizer is None else min(size, number_of_ids(self.tokenizer))
 
     @property
     def logit_size(self) -> int:

@@ -42,19 +42,23 @@ def format_table(plan: dict[str, Any]) -> str:
     alphas = list(plan["rows"][0]["S"])
     head = ["K", "c", "v(K)", "h", "break-even α", *(f"S at α={alpha}" for alpha in alphas)]
     rows = [head, *(_cells(row) for row in plan["rows"])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    table = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
     best = [f"{alpha}: {k or 'target alone'}" for alpha, k in plan["best_K"].items()]
     return "\n".join(
         [
             f"one step: draft {plan['draft_step_ms']:.2f} ms, target {plan['target_step_ms']:.2f} "
             f"ms; h₀ {_number(plan['h0'])}; h and h₀ of {plan['overhead_of']}",
             "",
-            *table,
+            *aligned(rows),
             "",
             f"best K by α: {', '.join(best)}",
         ]
     )
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -14,6 +15,9 @@ PACKAGE = "specdec"
 LOGGER_NAMES = {"log", "logger"}
 LOGGER_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 NATIVE = {".cpp", ".cu", ".h"}  # sources of kernels, compiled where they run
+
+# Of a model's files both ends count in its digest, so much each: small ones whole.
+DIGESTED_BYTES = 64 * 2**20
 
 
 def code_digest(module_name: str, root: Path = PROJECT_ROOT) -> str:
@@ -31,6 +35,23 @@ def code_digest(module_name: str, root: Path = PROJECT_ROOT) -> str:
     for folder in sorted({path.parent for path in closure.values()}):
         for path in sorted(path for path in folder.iterdir() if path.suffix in NATIVE):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def model_digest(model: str) -> str:
+    """16 hex digits over a local model: its file, or those in its folder; a hub's name as it is."""
+    place = Path(model)
+    if not place.exists():
+        return model
+    files = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.suffix != ".md"):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode() + file.read(DIGESTED_BYTES))
+            file.seek(-min(size, DIGESTED_BYTES), os.SEEK_END)
+            digest.update(file.read())
     return digest.hexdigest()[:16]
 
 

@@ -33,7 +33,7 @@ _Validator = extend(
 def find_mistake(document: Any, schema_path: Path) -> Mistake | None:
     """The first thing in a document that its schema, a YAML file, doesn't allow."""
     errors = _Validator(read_yaml(schema_path)).iter_errors(document)
-    first = min(errors, key=_depth_and_place, default=None)
+    first = min(errors, key=lambda error: [str(key) for key in error.absolute_path], default=None)
     if first is None:
         return None
     error = best_match([first])  # where alternatives fail, what failed in the nearest of them
@@ -42,11 +42,6 @@ def find_mistake(document: Any, schema_path: Path) -> Mistake | None:
         path.append(_unknown_key(error))
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return Mistake(path, f"{place.lstrip('.')}: {message}".removeprefix(": "))
-
-
-def _depth_and_place(error: ValidationError) -> tuple[int, str]:
-    """A wrong name comes before what is wrong inside."""
-    return len(error.absolute_path), str(error.absolute_path)
 
 
 def _unknown_key(error: ValidationError) -> str:

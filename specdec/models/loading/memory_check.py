@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from specdec.models.loading.hub import resolve_model
-from specdec.models.loading.loader import compute_dtype, explained, quiet
-from specdec.models.loading.random_weights import known_configuration, model_without_weights
+from specdec.models.loading.configuration import configuration
+from specdec.models.loading.form import compute_dtype
+from specdec.models.loading.random_weights import model_without_weights
 from specdec.models.registry import ModelSide
 from specdec.utils.errors import SpecdecError
 
@@ -50,7 +49,7 @@ def needed_bytes(sides: list[ModelSide], device: torch.device) -> float:
 
 def weight_bytes(side: ModelSide, device: torch.device) -> int:
     """What the weights of a model will take on a device, counted on a model without any."""
-    model = model_without_weights(side, _configuration(side), device)
+    model = model_without_weights(side, configuration(side), device)
     width = compute_dtype(side.dtype, device).itemsize
     total = width * sum(weight.numel() for weight in model.parameters())
     if side.dtype == "int4":
@@ -62,17 +61,6 @@ def weight_bytes(side: ModelSide, device: torch.device) -> int:
         )
         total -= (width - INT4_BYTES) * quantised
     return round(total)
-
-
-def _configuration(side: ModelSide) -> PreTrainedConfig:
-    if side.has_random_weights:
-        return known_configuration(side)
-    with quiet(), explained(side.model):
-        return AutoConfig.from_pretrained(
-            resolve_model(side.model),
-            revision=side.revision,
-            trust_remote_code=side.trust_remote_code,
-        )
 
 
 def available_bytes(device: torch.device) -> int:
