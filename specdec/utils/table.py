@@ -23,6 +23,5 @@ def aligned(rows: Rows, words: int = 1) -> str:
 
 def markdown(rows: Rows) -> str:
     """A Markdown table."""
-    heading, *others = ([str(cell) for cell in row] for row in rows)
-    lines = [heading, ["---"] * len(heading), *others]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- |", "|---|")
+    heading, *others = (f"| {' | '.join(map(str, row))} |" for row in rows)
+    return "\n".join([heading, "|" + "---|" * len(rows[0]), *others])
