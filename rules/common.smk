@@ -4,16 +4,12 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
-from functools import cache
 
-from specdec.utils.digest import code_digest
+from specdec.utils.digest import code_digest, model_digest
 
 # Prompts leave room for this many draft tokens, or for the study's largest K where that is more:
 # another K up to it chooses no other prompts, so only its own cells run.
 ROOM_FOR_DRAFTS = 16
-
-# Of a model's files both ends count in its digest, so much each: small ones whole.
-DIGESTED_BYTES = 64 * 2**20
 
 #: A decode job's place under results/runs, and under its progress and its logs.
 CELL = "{pair}/{domain}/T{temperature}_K{k}_{engine}"
@@ -30,17 +26,15 @@ TABLES = [
     f"results/tables/{name}"
     for name in ("generations.csv", "cells.csv", "positions.csv", "rounds.csv.gz")
 ]
-FIGURES = [
-    f"figures/{name}.{format}"
-    for name in (
-        "speedup_heatmap",
-        "latency_cdf",
-        "time_breakdown",
-        "acceptance_by_domain",
-        "acceptance_by_position",
-    )
-    for format in ("png", "svg")
-]
+#: The heading in the report under which each figure stands.
+FIGURE_CATEGORIES = {
+    "speedup_heatmap": "Speedup",
+    "latency_cdf": "Time",
+    "time_breakdown": "Time",
+    "acceptance_by_domain": "Acceptance",
+    "acceptance_by_position": "Acceptance",
+}
+FIGURES = [f"figures/{name}.{format}" for name in FIGURE_CATEGORIES for format in ("png", "svg")]
 
 
 wildcard_constraints:
@@ -56,7 +50,7 @@ def tokenizer_of(entry):
     """The name of a pair's prompt file: its target, whose tokenizer counts, if it has one."""
     if entry.target.has_random_weights:
         return "bytes"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "--", entry.target.model)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", entry.target.label)
     return f"{name}@{entry.target.revision}" if entry.target.revision else name
 
 
@@ -128,18 +122,3 @@ def progress_of(wildcards):
     deciding = [decode_settings(wildcards), pair_entry(wildcards), *pair_weights(wildcards)]
     digest = hashlib.sha256("".join(deciding).encode()).hexdigest()[:8]
     return f"results/progress/{CELL.format(**wildcards)}.{digest}.jsonl"
-
-
-@cache
-def model_digest(model):
-    """16 hex digits over the files of a local model; its name, for one on the hub."""
-    if not Path(model).is_dir():
-        return model
-    digest = hashlib.sha256()
-    for path in sorted(path for path in Path(model).iterdir() if path.suffix != ".md"):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode() + file.read(DIGESTED_BYTES))
-            file.seek(-min(size, DIGESTED_BYTES), os.SEEK_END)
-            digest.update(file.read())
-    return digest.hexdigest()[:16]

@@ -9,13 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from specdec.data.hub import context_length, load_context_length, load_tokenizer
 from specdec.data.prompts import Limit, build_dataset, format_table
 from specdec.data.sources import load_texts, parse_source
-from specdec.data.text_as_bytes import TextAsBytes
-from specdec.models.hub import check_available, resolve_model
-from specdec.models.random_weights import known_configuration
-from specdec.models.registry import ModelPair, ModelSide, get_pair
+from specdec.decoding.loaded_pair import LoadedPair
+from specdec.models.registry import ModelPair, get_pair
 from specdec.utils.errors import SpecdecError, cli
 from specdec.utils.logging import get_logger
 
@@ -36,27 +33,10 @@ def find_limits(pairs: list[ModelPair], room: int) -> list[Limit]:
     """What each model leaves for a prompt: its context less `room` tokens; the target's first."""
     limits = {}
     for pair in pairs:
-        for side in (pair.target, pair.draft):
-            key = (side.label, side.revision, side.chat)
-            if key not in limits:
-                limits[key] = find_limit(side, room, pair.name)
+        both = zip((pair.target, pair.draft), LoadedPair(pair).limits(room), strict=True)
+        for side, limit in both:
+            limits.setdefault((side.label, side.revision, side.chat), limit)
     return list(limits.values())
-
-
-def find_limit(side: ModelSide, room: int, pair: str) -> Limit:
-    if side.has_random_weights:
-        tokenizer, context = TextAsBytes(), context_length(known_configuration(side))
-    else:
-        check_available(side.model, side.revision)
-        where = (resolve_model(side.model), side.revision, side.trust_remote_code)
-        tokenizer, context = load_tokenizer(*where), load_context_length(*where)
-    if context is not None and context <= room:
-        raise SpecdecError(
-            f"pair {pair}: the context of {side.label} is {context} tokens, and {room} new and "
-            "draft tokens leave none for a prompt: lower max_new_tokens or draft_tokens"
-        )
-    left = None if context is None else context - room
-    return Limit(side.label, tokenizer, left, side.chat)
 
 
 def main(argv: list[str] | None = None) -> None:

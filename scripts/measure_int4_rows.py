@@ -9,10 +9,9 @@ import argparse
 
 import torch
 
-from specdec.data.dataset import encode_prompt
 from specdec.data.sources import load_texts, parse_source
-from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.loader import load_model
+from specdec.decoding.loaded_pair import LoadedPair
+from specdec.models.registry import ModelPair, ModelSide
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import cli
 from specdec.utils.reproducibility import capture_environment, set_threads
@@ -53,9 +52,11 @@ def logit_difference(wrapper: ModelWrapper, ids: torch.Tensor, rows: int) -> flo
     return (together - torch.cat(alone, dim=1)).abs().max().item()
 
 
-def acceptance(draft, target, prompts, k: int, temperature: float, tokens: int) -> float:
+def acceptance(
+    pair: LoadedPair, prompts: list[list[int]], k: int, temperature: float, tokens: int
+) -> float:
     """α over the prompts."""
-    decoder = SpeculativeDecoder(draft, target, k)
+    decoder = pair.decoder(k)
     accepted = proposed = 0
     for ids in prompts:
         result = decoder.generate(
@@ -64,11 +65,6 @@ def acceptance(draft, target, prompts, k: int, temperature: float, tokens: int) 
         accepted += sum(result.accepted_per_round)
         proposed += sum(result.proposed_per_round)
     return accepted / proposed
-
-
-def load(model_id: str, dtype: str, device: str) -> ModelWrapper:
-    model, tokenizer = load_model(model_id, dtype, device)
-    return ModelWrapper(model, tokenizer, model.device)
 
 
 @torch.inference_mode()
@@ -82,10 +78,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     set_threads(1)
-    rough = load(arguments.model, "int4", arguments.device)
-    full = load(arguments.model, arguments.dtype, arguments.device)
+    int4, other = (ModelSide(arguments.model, dtype) for dtype in ("int4", arguments.dtype))
+    pair = LoadedPair(ModelPair("int4 rows", int4, other), arguments.device).load()
+    rough, full = pair
+    own = LoadedPair(ModelPair("int4 alone", int4, int4), arguments.device, rough, rough)
     texts = load_texts(parse_source("code", "builtin"), print).texts[: arguments.prompts]
-    prompts = [encode_prompt(rough.tokenizer, text.prompt) for text in texts]
+    prompts = [pair.encode(text.prompt).prompt_ids for text in texts]
     ids = torch.tensor(prompts[:1], device=rough.device)
 
     environment = capture_environment(rough.device)
@@ -104,8 +102,8 @@ def main() -> None:
         cells = [difference, size]
         cells += [logit_difference(wrapper, ids, k + 1) for wrapper in (rough, full)]
         shares = [
-            acceptance(rough, target, prompts, k, temperature, arguments.max_new_tokens)
-            for target in (rough, full)
+            acceptance(drafted, prompts, k, temperature, arguments.max_new_tokens)
+            for drafted in (own, pair)
             for temperature in (0.0, 1.0)
         ]
         figures = [f"{value:.1e}" for value in cells] + [f"{share:.3f}" for share in shares]

@@ -1,6 +1,7 @@
 """Lossless speculative decoding, and the instruments to study it.
 
-`specdec.load_pair("micro")` gives the wrappers of a registered pair, draft and target.
+`specdec.load_pair("micro")` gives a registered pair ready for use, which unpacks into the wrappers
+of its draft and its target.
 """
 
 from importlib import import_module
@@ -12,5 +13,5 @@ def __getattr__(name: str):
     # Late, so that whoever needs a digest or a schema (the workflow, at each start) loads no torch;
     # and by name, so that not every module's digest holds the loader's.
     if name == "load_pair":
-        return import_module("specdec.models.pair").load_pair
+        return import_module("specdec.decoding.loaded_pair").load_pair
     raise AttributeError(f"module 'specdec' has no attribute '{name}'")

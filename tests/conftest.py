@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from specdec.decoding import compiled
+from specdec.engine import fast_model
 from tests.tiny import make_model, make_tokenizer, perturbed, wrap
 
 torch.set_num_threads(1)
@@ -42,4 +42,4 @@ def tiny_pair(tiny_tokenizer, tiny_wrapper):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """The pieces of the compiled engine as they are, without the compiler."""
-    monkeypatch.setattr(compiled, "compile_ahead", lambda module, *rest: module)
+    monkeypatch.setattr(fast_model, "compile_ahead", lambda module, *rest: module)

@@ -32,14 +32,15 @@ from specdec.benchmark.rows import instrumentation, make_rows
 from specdec.benchmark.run import benchmark, compare
 from specdec.benchmark.settings import Settings
 from specdec.benchmark.transformers_arm import assisted_arm, generate_arm
-from specdec.decoding import narrow
+from specdec.decoding import loaded_pair, narrow
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.utils.errors import SpecdecError
 from tests.tiny import make_model, make_tokenizer, perturbed, wrap
 
 GREEDY = Request(max_new_tokens=20, temperature=0.0, top_k=0, top_p=1.0, seed=1)
-PROMPT = BenchPrompt("one", [5, 9, 11, 200, 3])
+PROMPT = BenchPrompt("one", Encoded([5, 9, 11, 200, 3]))
 PAIR = ModelPair("tiny", ModelSide("small", "float32"), ModelSide("large", "float32"))
 SMALL = Settings("tiny", k=(2, 3), prompts=2, max_new_tokens=12, repeats=1, engine="eager")
 
@@ -65,7 +66,7 @@ def an_arm(name: str, K: int = 0) -> Arm:
 def settled(tiny_pair, settings: Settings):
     """`compare` on the tiny pair: the document and what was shown."""
     shown: list[str] = []
-    return compare(PAIR, *tiny_pair, settings, shown.append), "\n".join(shown)
+    return compare(LoadedPair(PAIR, "cpu", *tiny_pair), settings, shown.append), "\n".join(shown)
 
 
 # The card
@@ -107,7 +108,7 @@ def test_what_the_bandwidth_allows_is_bytes_divided_by_it():
     assert allowed["most_tokens_per_s"] == pytest.approx(5000)
 
 
-def test_the_copy_counts_what_is_read_and_what_is_written(monkeypatch):
+def test_a_copy_counts_what_is_read_and_what_is_written_and_a_read_what_is_read(monkeypatch):
     class Second:
         elapsed_ms = 1000.0
 
@@ -126,6 +127,14 @@ def test_the_copy_counts_what_is_read_and_what_is_written(monkeypatch):
     monkeypatch.setattr(card, "last_level_cache", lambda: 8192)
     copied = card.copy_bandwidth(torch.device("cpu"))
     assert copied == {"bytes_per_s": 2 * 8192, "buffer_bytes": 8192}
+    read = card.read_bandwidth(torch.device("cpu"))
+    assert read == {"bytes_per_s": 8192, "buffer_bytes": 8192}
+
+
+def test_a_share_of_the_reading_speed_counts_less_where_reading_is_faster():
+    shares = table.speeds([a_run()], [a_run()], allowed_ms=100.0, read_to_copy=2.0)
+    assert shares["share_of_bandwidth"]["value"] == pytest.approx(100 / 200)
+    assert shares["share_of_read"]["value"] == pytest.approx(50 / 200)
 
 
 # Turns and runs
@@ -159,7 +168,7 @@ def test_random_prompts_are_seeded_and_have_the_asked_length():
 
 def test_our_arms_stop_at_no_end_token(tiny_pair, monkeypatch):
     _, target = tiny_pair
-    arm = decoder_arm(AutoregressiveDecoder(target, engine="eager"), GREEDY)
+    arm = decoder_arm(0, AutoregressiveDecoder(target, engine="eager"), GREEDY)
     end = GenerationConfig(eos_token_id=arm.generate(PROMPT).ids[8])
     monkeypatch.setattr(target.model, "generation_config", end)
     assert len(arm.generate(PROMPT).ids) == 20
@@ -189,7 +198,7 @@ def drafted_per_round(draft, target, arm) -> tuple[list[int], Run]:
 
 def test_transformers_emits_our_baselines_greedy_tokens(tiny_pair):
     draft, target = tiny_pair
-    ours = decoder_arm(AutoregressiveDecoder(target, engine="eager"), GREEDY).generate(PROMPT)
+    ours = decoder_arm(0, AutoregressiveDecoder(target, engine="eager"), GREEDY).generate(PROMPT)
     assert len(ours.ids) == 20
     assert generate_arm(target, GREEDY).generate(PROMPT).ids == ours.ids
     assert assisted_arm(draft, target, 3, GREEDY, True).generate(PROMPT).ids == ours.ids
@@ -323,7 +332,7 @@ def test_timing_that_slows_ours_down_is_seen():
 
 def test_a_benchmark_of_a_tiny_pair_says_everything(tiny_pair):
     settings = Settings(
-        **vars(SMALL) | {"against": "transformers", "instrumentation": True, "prompts": 3}
+        **vars(SMALL) | {"against": ("transformers",), "instrumentation": True, "prompts": 3}
     )
     document, shown = settled(tiny_pair, settings)
     arms = ["baseline", "K = 2", "K = 3", "transformers", "transformers, K = 2"]
@@ -335,13 +344,13 @@ def test_a_benchmark_of_a_tiny_pair_says_everything(tiny_pair):
     assert not any(document["differences"].values())
     assert set(document["instrumentation"]) == {"K = 2", "K = 3"}
     assert set(document["card"]["engine"]["got"]) == {"baseline", "K = 2", "K = 3"}
-    assert "GB/s" in shown and "geometric mean over K = 2, 3" in shown
+    assert "GB/s" in shown and "with the same draft, geometric mean over K = 2, 3: " in shown
     assert shown.strip().splitlines()[-1].startswith("K = 3: S = τ(1 + h₀)/(K·c + v + h) = ")
     assert "synthetic" not in shown.lower()
 
 
 def test_forced_acceptance_stands_on_the_face_of_everything(tiny_pair):
-    settings = Settings(**vars(SMALL) | {"against": "transformers", "synthetic_acceptance": 0.8})
+    settings = Settings(**vars(SMALL) | {"against": ("transformers",), "synthetic_acceptance": 0.8})
     document, shown = settled(tiny_pair, settings)
     assert "acceptance  synthetic 0.8" in shown
     assert "SYNTHETIC ACCEPTANCE 0.8" in shown and "S [synthetic 0.8]" in shown
@@ -364,7 +373,7 @@ def test_an_arm_that_transformers_cannot_run_says_so_in_its_row(tiny_pair, tiny_
     draft.model._is_stateful = True  # what transformers asks of the target
     target = wrap(perturbed(target.model, scale=0.0), tiny_tokenizer)
     target.model._is_stateful = True
-    settings = Settings(**vars(SMALL) | {"against": "transformers", "k": (2,)})
+    settings = Settings(**vars(SMALL) | {"against": ("transformers",), "k": (2,)})
     document, shown = settled((draft, target), settings)
     assert [row["arm"] for row in document["rows"]][:3] == ["baseline", "K = 2", "transformers"]
     assert "stateful" in document["rows"][3]["not_run"]
@@ -384,20 +393,41 @@ def test_json_holds_no_nan():
     assert json.loads(line) == {"a": [None, 1.0], "b": {"2": None}}
 
 
-def test_the_command_ends_in_one_json_document(tmp_path, capsys, monkeypatch):
-    out = tmp_path / "bench.json"
+@pytest.mark.parametrize("named", [False, True], ids=["last line", "file"])
+def test_the_command_gives_one_json_document(named, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "bench.json" if named else None
     words = "--pair micro --k 2 --prompts 2 --max-new-tokens 8 --repeats 1 --engine eager"
-    monkeypatch.setattr(sys, "argv", ["specdec", "bench", *words.split(), "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["specdec", "bench", *words.split()])
+    if named:
+        sys.argv += ["--out", str(out)]
     command.main()
     said = capsys.readouterr().out.splitlines()
     # Another test may have sent a logger's lines there.
     lines = [line for line in said if not line.startswith("[")]
     assert lines[0].startswith("pair        micro: resources/micro/draft")
-    document = json.loads(lines[-1])
-    assert document == json.loads(out.read_text())
+    document = json.loads(lines[-1] if out is None else out.read_text())
     assert {"card", "rows", "settings", "versions"} <= set(document)
     assert document["settings"]["k"] == [2] and document["versions"]["torch"] == torch.__version__
-    assert lines[-2].startswith("K = 2: S = ")
+    assert lines[-2].startswith("K = 2: S = ") and lines[-3].startswith("verdict: ")
+    assert named == (lines[-1] == f"written: {out}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--k -1", "--k: -1 is below 1"),
+        ("--temperature nan", "--temperature: nan is no number"),
+        ("--synthetic-acceptance 2", "--synthetic-acceptance: 2.0 is outside"),
+        ("--out .", "can't be written .Is a directory"),
+        ("--against llama.cpp --temperature 1", "llama.cpp compares greedy output"),
+    ],
+    ids=["k", "temperature", "acceptance", "out", "sampling"],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(words, says, monkeypatch):
+    monkeypatch.setattr(loaded_pair, "load_side", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sys, "argv", ["specdec", "bench", "--pair", "micro", *words.split()])
+    with pytest.raises(SpecdecError, match=says):
+        command.main()
 
 
 def test_random_weights_demand_a_forced_rate(monkeypatch):

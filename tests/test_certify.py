@@ -12,14 +12,17 @@ import torch
 import yaml
 
 from specdec import __main__ as command
-from specdec.certification import certificate, greedy, sampling
+from specdec.certification import certificate, greedy, page, sampling
 from specdec.certification.greedy import DEFECT, NEAR_TIE, Parting, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
-from specdec.certification.sampling import Context, check_sampling
+from specdec.certification.sampling import check_sampling
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.data.prompts import Limit, digest
-from specdec.decoding import drafters, rejection
+from specdec.decoding import rejection
+from specdec.decoding import sampling as decoding_sampling
+from specdec.decoding.drafters.bridged import IntersectionDrafting
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.sampling import Greedy
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.registry import ModelPair, ModelSide
@@ -47,48 +50,97 @@ class Table(TableModel):
         return one_by_one[0]
 
 
-def table_decoder(seed=0) -> SpeculativeDecoder:
-    target, draft = (Table(make_table(4, seed + i)) for i in range(2))
-    return SpeculativeDecoder(wrap(draft), wrap(target), sampling.DRAFT_TOKENS)
+def table_decoders(seed=0):
+    """The decoder of a pair of tables, by its draft tokens."""
+    target, draft = (wrap(Table(make_table(4, seed + i))) for i in range(2))
+    return lambda k: SpeculativeDecoder(draft, target, k, engine="eager")
 
 
-def certified(decoder, generations=64):
-    return check_sampling(decoder, [Context([0, 1, 2]), Context([3])], generations)
+def certified(decoder_of, generations=64):
+    return check_sampling(decoder_of, [Encoded([0, 1, 2]), Encoded([3])], generations)
 
 
 @pytest.fixture(scope="module")
 def right_part():
-    return certified(table_decoder())
+    return certified(table_decoders())
 
 
 def test_sampling_of_a_right_engine_passes_and_states_its_power(right_part):
     assert right_part["verdict"] == "pass" and right_part["p_value"] > 0.01
-    assert right_part["draws"] == 2 * 4 * 64
+    settings = right_part["settings"]
+    assert {setting["draft_tokens"] for setting in settings} == {1, 2, 3, 8}
+    assert any(setting["top_k"] for setting in settings)
+    assert any(setting["top_p"] < 1 for setting in settings)
+    assert right_part["draws"] == len(settings) * 4 * 64
     assert right_part["tokens"] > right_part["draft_tokens"] + 1
-    assert 0.2 < right_part["detectable_total_variation"] < 0.3
+    assert 0.2 < right_part["detectable_total_variation"] < 0.31
     assert right_part["power"] == 0.99
     assert 0.3 < right_part["draft_total_variation"] < 0.7
     tests = right_part["tests"]
-    assert [test["degrees"] for test in tests if test["test"] == "joint"] == [31, 31]
-    assert len(tests) == 11
+    assert [test["degrees"] for test in tests if test["test"] == "joint"] == [31] * len(settings)
+    cut = [test["statistic"] for test in tests if test["test"] == "words that are cut"]
+    assert cut == [0, 0, 0]
+    assert len(tests) == len({tuple(map(str, test.values())) for test in tests}) == 30
 
 
-def test_sampling_is_repeatable(right_part):
-    assert certified(table_decoder()) == right_part
+@pytest.fixture
+def plain(monkeypatch):
+    """The settings without top-k and top-p alone: two of five, in two fifths of the time."""
+    monkeypatch.setattr(sampling, "SETTINGS", sampling.SETTINGS[:2])
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """One setting without top-k and top-p, and one with them."""
+    monkeypatch.setattr(sampling, "SETTINGS", sampling.SETTINGS[1:3])
+
+
+def test_sampling_is_repeatable(plain):
+    assert certified(table_decoders()) == certified(table_decoders())
 
 
 @pytest.mark.parametrize(
     ("seed", "mutant"), LOSSY, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_sampling_of_a_lossy_engine_is_a_defect(seed, mutant, monkeypatch):
+def test_sampling_of_a_lossy_engine_is_a_defect(seed, mutant, plain, monkeypatch):
     mutant(monkeypatch)
-    assert certified(table_decoder(seed))["verdict"] == "defect"
+    assert certified(table_decoders(seed))["verdict"] == "defect"
 
 
-def test_the_joint_distribution_alone_shows_an_engine_that_keeps_what_the_draft_says(monkeypatch):
+def test_an_engine_that_cuts_nothing_where_it_should_is_a_defect(monkeypatch):
+    monkeypatch.setattr(sampling, "SETTINGS", sampling.SETTINGS[2:3])
+    right = decoding_sampling.warped
+    monkeypatch.setattr(
+        decoding_sampling,
+        "warped",
+        lambda logits, temperature, *_: right(logits, temperature, 0, 1),
+    )
+    part = certified(table_decoders())
+    (cut,) = [test for test in part["tests"] if test["test"] == "words that are cut"]
+    assert part["verdict"] == "defect" and cut["p_value"] < sampling.SIGNIFICANCE
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_an_engine_that_is_wrong_at_one_number_of_draft_tokens_is_a_defect(k, monkeypatch):
+    right = rejection.accepted_count
+
+    def accepted_count(p, q, tokens, u, valid):
+        return valid.sum() if len(tokens) == k else right(p, q, tokens, u, valid)
+
+    monkeypatch.setattr(rejection, "accepted_count", accepted_count)
+    monkeypatch.setattr(
+        sampling, "SETTINGS", [one for one in sampling.SETTINGS if one.draft_tokens == k]
+    )
+    assert certified(table_decoders())["verdict"] == "defect"
+
+
+def test_the_joint_distribution_alone_shows_an_engine_that_keeps_what_the_draft_says(
+    plain, monkeypatch
+):
     monkeypatch.setattr(rejection, "accepted_count", lambda p, q, tokens, u, valid: valid.sum())
-    joint = [test for test in certified(table_decoder())["tests"] if test["test"] == "joint"]
-    assert all(test["p_value"] < sampling.SIGNIFICANCE for test in joint)
+    tests = certified(table_decoders())["tests"]
+    joint = [test for test in tests if test["test"] == "joint"]
+    assert joint and all(test["p_value"] < sampling.SIGNIFICANCE for test in joint)
 
 
 def other_vocabulary(method):
@@ -97,25 +149,27 @@ def other_vocabulary(method):
     draft_tokenizer = toy(["c", "a", "ca", "b", "bc"], [("c", "a"), ("b", "c")])
     target = ModelWrapper(Table(make_table(4, seed=0)), target_tokenizer, "cpu")
     draft = ModelWrapper(Table(make_table(5, seed=1)), draft_tokenizer, "cpu")
-    decoder = SpeculativeDecoder(draft, target, sampling.DRAFT_TOKENS, vocabulary=method)
-    return decoder, [Context([0, 1, 3])]
+    decoder_of = functools.partial(
+        SpeculativeDecoder, draft, target, vocabulary=method, engine="eager"
+    )
+    return decoder_of, [Encoded([0, 1, 3])]
 
 
 @pytest.mark.parametrize("method", ["intersection", "exact_match"])
-def test_sampling_with_a_draft_of_another_vocabulary_passes(method):
+def test_sampling_with_a_draft_of_another_vocabulary_passes(method, few):
     part = check_sampling(*other_vocabulary(method), 40)
     assert part["verdict"] == "pass"
     assert (part["draft_total_variation"] is None) == (method == "exact_match")
 
 
-def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary(monkeypatch):
-    right = drafters.IntersectionDraft.propose
+def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary(few, monkeypatch):
+    right = IntersectionDrafting.propose
 
-    def propose(self, run, k):
-        tokens, q, count = right(self, run, k)
-        return drafters.Proposal(tokens, q.roll(1, dims=1), count)
+    def propose(self, k):
+        proposal = right(self, k)
+        return proposal._replace(q=proposal.q.roll(1, dims=1))
 
-    monkeypatch.setattr(drafters.IntersectionDraft, "propose", propose)
+    monkeypatch.setattr(IntersectionDrafting, "propose", propose)
     assert check_sampling(*other_vocabulary("intersection"), 40)["verdict"] == "defect"
 
 
@@ -125,7 +179,7 @@ def pair():
 
 
 def test_greedy_output_of_a_right_engine_passes(pair, tiny_pair):
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:2], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:2], "eager")
     assert part["verdict"] == "pass"
     assert part["prompts"] == part["agreeing"] == 2 and not part["divergences"]
     assert set(part["agreeing_by_draft_tokens"]) == {"1", "2", "4", "8"}
@@ -141,7 +195,7 @@ def test_greedy_output_that_keeps_what_the_draft_says_is_a_defect(pair, tiny_pai
     monkeypatch.setattr(
         Greedy, "verify", lambda *arguments: tuple(map(torch.as_tensor, verify(*arguments)))
     )
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:1], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:1], "eager")
     assert part["verdict"] == "defect"
     assert part["agreeing_by_draft_tokens"] == {"1": 1, "2": 0, "4": 1, "8": 1}
     for parting in part["divergences"]:
@@ -159,7 +213,7 @@ def test_greedy_output_that_ends_early_is_a_defect(pair, tiny_pair, monkeypatch)
         return result
 
     monkeypatch.setattr(SpeculativeDecoder, "generate", generate)
-    part = check_greedy(pair, *tiny_pair, PROMPTS[:1], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:1], "eager")
     assert part["verdict"] == "defect" and part["agreeing"] == 0
     assert {(d["position"], d["tokens"][1], d["gap"]) for d in part["divergences"]} == {
         (5, None, None)
@@ -182,7 +236,7 @@ def test_equal_logits_are_a_near_tie_whichever_token_is_taken(pair, tiny_tokeniz
         return count, logits.shape[-1] - 1 - token
 
     monkeypatch.setattr(Greedy, "verify", flipped)
-    part = check_greedy(pair, draft, target, PROMPTS[:1], "eager")
+    part = check_greedy(LoadedPair(pair, "cpu", draft, target), PROMPTS[:1], "eager")
     assert part["agreeing"] == 0 and part["verdict"] == "pass"
     assert all(d["verdict"] == NEAR_TIE and d["gap"] == 0 for d in part["divergences"])
 
@@ -206,7 +260,7 @@ def test_a_rule_that_decides_wrongly_is_a_defect_without_a_number(monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_pair, tiny_tokenizer, monkeypatch):
+def folder(tmp_path, tiny_pair, tiny_tokenizer, few, monkeypatch):
     """A folder with a registered pair of tiny models and a file of prompts; sampling cut short."""
     for name, wrapper in zip(("draft", "target"), tiny_pair, strict=True):
         wrapper.model.save_pretrained(tmp_path / name)
@@ -235,12 +289,18 @@ def test_the_command_writes_a_certificate_and_a_page(folder, monkeypatch, capsys
     provenance = written["provenance"]
     assert provenance["pair_entry"]["draft"]["model"] == "draft"
     assert provenance["drafter"] == "DraftModel" and "same" in provenance["vocabulary_match"]
+    assert provenance["ignored_settings"] == []
     assert provenance["engine_requested"] == "eager" and provenance["environment"]["torch"]
     assert len(provenance["code_digest"]) == 16 and provenance["prompts"]["source"] == "mine.jsonl"
     shown = (folder / "results/certificates/tiny_eager.md").read_text()
     assert shown.startswith("# Certificate of tiny: pass\n")
     assert f"Engine: {provenance['engine']} (asked for: eager)" in shown
-    assert shown in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert shown in said.out
+    last = "tiny: pass: its output is its target's (results/certificates/tiny_eager.md)"
+    assert said.out.splitlines()[-1] == last
+    for step in ("prompt 1 of 1", "setting 1 of 2: K = 3", "preparing K = 8"):
+        assert step in said.err
     for line in (
         "## Greedy output: pass",
         "1 of 1 prompts",
@@ -262,7 +322,7 @@ def test_the_command_fails_on_a_defect_and_says_where_to_look(folder, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--prompts", "none.jsonl"], "none.jsonl can't be read"),
+        (["--prompts", "none.jsonl"], "^--prompts: none.jsonl can't be read .No such file"),
         (["--prompts", "mine.jsonl", "--field", "prompt"], "prompt"),
         (["--pair", "tinny"], "there is no pair 'tinny'"),
     ],
@@ -277,6 +337,34 @@ def test_prompts_are_built_in_ones_by_default(tiny_tokenizer):
     prompts, described = load_prompts(None, "text", [Limit("tiny", tiny_tokenizer)])
     assert [prompt.domain for prompt in prompts[::4]] == ["code", "conversation", "summarization"]
     assert len(prompts) == 12 and described["source"] == "builtin"
+    assert described["domains"] == ["code", "conversation", "summarization"]
+
+
+def test_a_short_context_leaves_out_the_domains_that_do_not_fit_and_says_which(tiny_tokenizer):
+    prompts, described = load_prompts(None, "text", [Limit("tiny", tiny_tokenizer, 80)])
+    assert {prompt.domain for prompt in prompts} == {"conversation"} == set(described["domains"])
+    assert set(described["left_out"]) == {"code", "summarization"}
+    assert "longer than 80 tokens of tiny" in described["left_out"]["code"]
+    with pytest.raises(SpecdecError, match="give short ones with --prompts"):
+        load_prompts(None, "text", [Limit("tiny", tiny_tokenizer, 3)])
+
+
+def test_a_text_that_comes_twice_in_a_file_is_examined_once(tmp_path, tiny_tokenizer):
+    (tmp_path / "mine.json").write_text(json.dumps(["same", "other", "same"]))
+    prompts, described = load_prompts(tmp_path / "mine.json", "text", [Limit("t", tiny_tokenizer)])
+    assert [prompt.text for prompt in prompts] == ["same", "other"]
+    assert described["passed_over"] == 1
+
+
+def test_what_a_certificate_does_not_speak_of_is_said():
+    provenance = {
+        "prompts": {"left_out": {"code": "code: 4 prompts wanted, 0 of 50 from builtin fit"}},
+        "ignored_settings": ["repetition_penalty 1.1", "top_p 0.9"],
+    }
+    left_out, ignored = page._exceptions(provenance)
+    assert left_out == "Left out, code: 4 prompts wanted, 0 of 50 from builtin fit."
+    assert "generation config also asks for repetition_penalty 1.1, top_p 0.9: none" in ignored
+    assert page._exceptions({"prompts": {}, "ignored_settings": []}) == []
 
 
 def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over(

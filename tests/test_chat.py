@@ -9,11 +9,13 @@ from transformers import GenerationConfig
 
 from specdec.data.dataset import Prompt, encode_prompt
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.job import Job, encode_for, run_job
+from specdec.decoding.job import Job, run_job
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.pair import load_pair, load_side
 from specdec.models.registry import ModelSide, get_pair
 from specdec.profiling.records import read_records
+from specdec.utils.errors import SpecdecError
 from tests.tiny import make_model, perturbed
 from tests.toy_tokenizers import byte_level, sentencepiece
 
@@ -76,6 +78,11 @@ class TestPrompts:
         assert encode_prompt(tokenizer, TEXT) == plain
         assert encode_prompt(chatty(tokenizer, WITH_BOS), TEXT, chat="none") == plain
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_half_a_character_is_one_line(self, family):
+        with pytest.raises(SpecdecError, match="the prompt: .udcff alone is half a character"):
+            encode_prompt(FAMILIES[family](), "x\udcff")
+
 
 @pytest.fixture
 def registry(tmp_path):
@@ -103,20 +110,16 @@ def registry(tmp_path):
 
 class TestDraftPrompt:
     def test_by_default_the_draft_reads_what_the_target_reads(self, registry):
-        pair = get_pair("targets", registry)
-        decoder = SpeculativeDecoder(*load_pair("targets", registry), 3)
-        prompt_ids, shown = encode_for(pair, decoder, TEXT)
-        assert prompt_ids == encode_prompt(decoder.target.tokenizer, TEXT)
-        assert shown == {}
+        _, target = load_pair("targets", registry)
+        encoded = LoadedPair(get_pair("targets", registry)).encode(TEXT)
+        assert encoded == Encoded(encode_prompt(target.tokenizer, TEXT), None)
 
     def test_its_own_template_is_shown_to_the_draft_where_the_entry_says_so(self, registry):
-        pair = get_pair("own", registry)
         draft, target = load_pair("own", registry)
-        prompt_ids, shown = encode_for(pair, SpeculativeDecoder(draft, target, 3), TEXT)
-        assert prompt_ids == encode_prompt(target.tokenizer, TEXT)
-        assert shown == {"draft_prompt_ids": encode_prompt(draft.tokenizer, TEXT)}
-        assert shown["draft_prompt_ids"] != prompt_ids
-        assert encode_for(pair, AutoregressiveDecoder(target), TEXT) == (prompt_ids, {})
+        encoded = LoadedPair(get_pair("own", registry)).encode(TEXT)
+        own = encode_prompt(draft.tokenizer, TEXT)
+        assert encoded == Encoded(encode_prompt(target.tokenizer, TEXT), own)
+        assert encoded.prompt_ids != own
 
     def test_it_changes_what_is_accepted_and_never_the_output(self, registry, tmp_path):
         records = {}
@@ -129,10 +132,9 @@ class TestDraftPrompt:
         assert accepted["own"] != accepted["targets"]
 
     def test_an_entry_without_templates_gets_plain_text(self, registry):
-        pair = get_pair("plain", registry)
-        decoder = SpeculativeDecoder(*load_pair("plain", registry), 3)
-        prompt_ids, _ = encode_for(pair, decoder, TEXT)
-        assert prompt_ids == decoder.target.tokenizer(TEXT).input_ids
+        _, target = load_pair("plain", registry)
+        encoded = LoadedPair(get_pair("plain", registry)).encode(TEXT)
+        assert encoded.prompt_ids == target.tokenizer(TEXT).input_ids
 
     def test_the_command_shows_the_draft_its_own_template_too(self, registry, monkeypatch, capsys):
         from specdec import __main__ as command

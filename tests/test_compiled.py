@@ -6,14 +6,18 @@ few compile. On a GPU the same pieces are captured: tests/test_capture.py.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM
 
-from specdec.decoding import compiled, compiler, pieces
+from specdec.decoding import compiler
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.compiled import CompiledEngine
-from specdec.decoding.sampling import Greedy, Warp
+from specdec.decoding.generation import Generation
+from specdec.decoding.sampling import Greedy, Sampling, Warp, make_noise
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine import fast_model, pieces
 from specdec.models.cache import SLOTS_STEP, FixedCache
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
@@ -114,7 +118,7 @@ def test_an_end_token_inside_a_block_is_the_last(uncompiled):
 
 
 def test_a_finished_sequence_does_not_advance():
-    decision = pieces.Decision(Greedy, 0, 1.0)
+    decision = pieces.Decision(Sampling(Greedy))
     logits = torch.eye(4, dtype=torch.float64)[[1, 2, 3]]  # the target chooses 1, 2, 3
     block, state = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 5, 6, 2, 0])
 
@@ -124,7 +128,7 @@ def test_a_finished_sequence_does_not_advance():
         return decision(logits, block, q, state, padded, noise, torch.ones(()))
 
     result, moved = decide([100])
-    assert result.tolist() == [2, 1, 2, 3] and moved.tolist() == [2, 3, 8, 9, 5, 0]
+    assert result.tolist() == [2, 2, 1, 1, 2, 3] and moved.tolist() == [2, 3, 8, 9, 5, 0]
     _, moved = decide([100, 2])  # the second token is an end
     assert moved.tolist() == [1, 2, 7, 8, 4, 1]
     assert decide([100, 2], moved)[1].tolist() == moved.tolist()
@@ -193,7 +197,7 @@ def test_a_draft_of_another_vocabulary_has_the_targets_pass_compiled(
         eos_token_id=None,
     )
     assert_same(*results)
-    assert "draft runs eagerly" in results[1].engine_reason
+    assert "driven from the host" in results[1].engine_reason
 
 
 @pytest.mark.parametrize("warp", [dict(temperature=1.0), dict(temperature=0.8, top_k=2)], ids=str)
@@ -225,12 +229,13 @@ def temperature_forgotten_on_the_target(monkeypatch):
 
 
 def uniforms_of_the_wrong_place(monkeypatch):
-    right = pieces.DraftBlock.forward
+    right = pieces.DraftChoice.forward
 
-    def forward(self, state, noise, *rest):
-        return right(self, state, noise.roll(1, dims=1), *rest)  # draws with another purpose's
+    def forward(self, logits, position, noise, temperature):
+        # Draws with another purpose's.
+        return right(self, logits, position, noise.roll(1, dims=1), temperature)
 
-    monkeypatch.setattr(pieces.DraftBlock, "forward", forward)
+    monkeypatch.setattr(pieces.DraftChoice, "forward", forward)
 
 
 MUTANTS = [
@@ -268,24 +273,29 @@ def test_synthetic_acceptance_samples_nothing():
 
 
 @pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
-def test_a_whole_round_is_one_graph(models, settings):
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_whole_round_is_one_graph(models, k, settings):
     """Traced by the compiler with no graph break, and nothing read on the host."""
-    decoder = SpeculativeDecoder(*models, 2)
-    sampler = decoder._sampler(Warp(**settings))
-    engine = CompiledEngine(models[1], models[0], 2)
-    modules = {name: engine._module(name, sampler) for name in engine.piece_names()}
-    caches = {name: FixedCache(engine._sample(name)[1], 64).first(64) for name in engine.wrappers}
+    sampling = SpeculativeDecoder(*models, 2)._sampling(Warp(**settings))
+    draft, target = (pieces.ModelPass(wrapper.model, wrapper.vocab_size) for wrapper in models)
+    choose = pieces.DraftChoice(sampling, models[0].vocab_size, models[1].vocab_size)
+    caches = [FixedCache(wrapper.forward(torch.zeros(1, 1).long())[1], 64) for wrapper in models]
+    on = pieces.RoundTensors(
+        limits=torch.tensor([20, *[-1] * pieces.END_TOKENS]),
+        noise=make_noise(sampling, 1, 64, "cpu"),
+        temperature=torch.ones((), dtype=torch.float64),
+        target=caches[1].first(64),
+        draft=caches[0].first(64),
+    )
+    whole_round = pieces.Round(target, pieces.Decision(sampling), draft, choose)
 
-    def whole_round(state, noise, temperature, limits):
-        block, q = modules["draft"](state, noise, temperature, caches["draft"])
-        logits = modules["verify"](block, state, caches["target"])
-        return modules["decide"](logits, block, q, state, limits, noise, temperature)
+    def run(state):
+        return whole_round(k, state, on, nullcontext)
 
-    noise = sampler.noise[:1].expand(64, *sampler.noise.shape[1:]).contiguous()
-    arguments = torch.tensor([5, 9, 0, 1, 1, 0]), noise, torch.ones(()), torch.tensor([20, -1])
+    state = torch.tensor([5, 9, 0, 1, 1, 0])
     torch._dynamo.reset()
-    traced = torch.compile(whole_round, fullgraph=True, dynamic=False, backend="eager")
-    for ours, theirs in zip(traced(*arguments), whole_round(*arguments), strict=True):
+    traced = torch.compile(run, fullgraph=True, dynamic=False, backend="eager")
+    for ours, theirs in zip(traced(state), run(state), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -305,15 +315,15 @@ def test_an_engine_that_there_is_not_is_refused(models):
 
 @pytest.fixture
 def refuse(monkeypatch):
-    """`refuse(kind, message)`: a compiler that fails for these modules."""
+    """`refuse(kind, message, of)`: a compiler that fails for these modules, of one model or all."""
 
-    def set_up(kind: type, message: str) -> None:
+    def set_up(kind: type, message: str, of: torch.nn.Module | None = None) -> None:
         def compile_ahead(module, *rest):
-            if isinstance(module, kind):
+            if isinstance(module, kind) and (of is None or module.model is of):
                 raise RuntimeError(message)
             return module
 
-        monkeypatch.setattr(compiled, "compile_ahead", compile_ahead)
+        monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
 
     return set_up
 
@@ -337,10 +347,113 @@ def test_a_baseline_whose_draw_cannot_be_compiled_runs_eagerly(refuse, models):
 
 
 def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(refuse, models):
-    refuse(pieces.DraftBlock, "its library is not for compilers")
-    results = both_engines(lambda engine: SpeculativeDecoder(*models, 2, engine=engine), PROMPTS[0])
+    draft, target = wrap(models[0].model), wrap(models[1].model)
+    refuse(pieces.ModelPass, "its library is not for compilers", of=draft.model)
+    results = both_engines(
+        lambda engine: SpeculativeDecoder(draft, target, 2, engine=engine), PROMPTS[0]
+    )
     assert_same(*results)
     assert "its library is not for compilers" in results[1].engine_reason
+
+
+def test_what_compiles_and_then_fails_its_first_pass_was_not_compiled(monkeypatch, models):
+    """Compilers find out late what they can't do (seen: Falcon with ALiBi)."""
+
+    def compile_ahead(module, *rest):
+        def refuse(*arguments):
+            raise RuntimeError("Expected Eq(s33, u2) but received 21")
+
+        return refuse if isinstance(module, pieces.ModelPass) else module
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    target = wrap(models[1].model)
+    for make in (AutoregressiveDecoder, lambda *a, **s: SpeculativeDecoder(target, *a, 2, **s)):
+        decoder = make(target)
+        decoder.prepare()
+        result = decoder.generate(PROMPTS[0], 5)
+        assert result.engine == "eager" and "Expected Eq(s33, u2)" in result.engine_reason
+        with pytest.raises(SpecdecError, match="can't be compiled: .*Expected Eq.*'auto'"):
+            make(target, engine="compiled").generate(PROMPTS[0], 5)
+
+
+@pytest.fixture
+def compiled_modules(monkeypatch):
+    """What was given to the compiler, which leaves it as it is."""
+    modules = []
+
+    def compile_ahead(module, *rest):
+        modules.append(module)
+        return module
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    return modules
+
+
+def test_one_compilation_of_a_model_serves_every_k_and_both_decoders(compiled_modules, models):
+    draft, target = (wrap(wrapper.model) for wrapper in models)
+    for budget in (10, 3 * SLOTS_STEP):
+        AutoregressiveDecoder(target, engine="compiled").generate(PROMPTS[0], budget)
+        for k in (1, 2, 4):
+            SpeculativeDecoder(draft, target, k, engine="compiled").generate(PROMPTS[0], budget)
+    passes = [module for module in compiled_modules if isinstance(module, pieces.ModelPass)]
+    assert sorted(map(id, (module.model for module in passes))) == sorted(
+        map(id, (draft.model, target.model))
+    )
+    assert len(compiled_modules) == 3  # and one decision
+
+
+@pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
+@pytest.mark.parametrize("vocabulary", ["one", "two"])
+def test_nothing_is_compiled_while_a_clock_runs(monkeypatch, settings, vocabulary):
+    running, compiled = [], []
+    start, result = Generation.start_clock, Generation.result
+
+    def compile_ahead(module, *rest):
+        compiled.append(bool(running))
+        return module
+
+    def start_clock(run):
+        running.append(run)
+        start(run)
+
+    def finished(run, **others):
+        running.clear()
+        return result(run, **others)
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(Generation, "start_clock", start_clock)
+    monkeypatch.setattr(Generation, "result", finished)
+    tokenizers = [make_tokenizer(384), make_tokenizer(384 if vocabulary == "one" else 300)]
+    target, draft = (
+        wrap(make_model(vocab_size=len(tokenizer), dtype=torch.float64), tokenizer)
+        for tokenizer in tokenizers
+    )
+    for decoder in (
+        AutoregressiveDecoder(target, engine="compiled"),
+        SpeculativeDecoder(draft, target, 3, engine="compiled"),
+    ):
+        for prompt, budget in ((PROMPTS[0], 5), (PROMPTS[2], 2 * SLOTS_STEP)):
+            assert decoder.generate(prompt, budget, **settings).engine == "compiled"
+    assert compiled and not any(compiled)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_model_that_the_compiler_gets_wrong_runs_eagerly(tmp_path, monkeypatch):
+    """Falcon with ALiBi: where its pass can't be compiled, `auto` goes on and says why."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    config = FalconConfig(
+        vocab_size=384, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True
+    )
+    target = wrap(FalconForCausalLM(config))
+    decoder = SpeculativeDecoder(target, target, 2)
+    decoder.prepare()
+    result = decoder.generate(PROMPTS[0], 12, eos_token_id=None)
+    expected = AutoregressiveDecoder(target, engine="eager").generate(
+        PROMPTS[0], 12, eos_token_id=None
+    )
+    assert result.generated_ids == expected.generated_ids
+    assert result.engine == "compiled" or "can't be compiled" in result.engine_reason
 
 
 @needs_compiler

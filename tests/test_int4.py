@@ -8,7 +8,7 @@ import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.loader import load_model
+from specdec.models.loading.loader import load_model
 from specdec.models.pair import load_pair
 from specdec.models.wrapper import ModelWrapper
 from tests.tiny import make_model, make_tokenizer

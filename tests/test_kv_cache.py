@@ -111,10 +111,10 @@ class TestParity:
     def test_a_session_feeds_what_it_has_not_read_and_rolls_back(self, exact):
         sequence = ids(25)[0]
         session = Session(exact)
-        session.extend(sequence[:10], keep=1)
-        session.extend(torch.cat([sequence[:10], ids(5, seed=3)[0]]), keep=5)
+        session.read(sequence[:10], keep=1)
+        session.read(ids(5, seed=3)[0], keep=5)
         session.roll_back(10)
-        rows = session.extend(sequence, keep=15)
+        rows = session.read(sequence[session.length :], keep=15).logits
         whole, _ = exact.forward(sequence.unsqueeze(0), use_cache=False)
         torch.testing.assert_close(rows, whole[0, -15:], atol=1e-9, rtol=1e-9)
 

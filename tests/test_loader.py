@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,10 +16,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors.torch import load_file, save_file
 
-from specdec.models import hub, loader
-from specdec.models.hub import check_available, resolve_model
-from specdec.models.loader import load_model, resolve_device
+from specdec.models.loading import hub, loader
+from specdec.models.loading.hub import check_available, resolve_model
+from specdec.models.loading.loader import load_model, resolve_device
 from specdec.utils.errors import SpecdecError, cli
 from specdec.utils.paths import PROJECT_ROOT
 from tests.tiny import make_model, make_tokenizer
@@ -140,7 +142,7 @@ class TestResolve:
 
     def test_then_in_the_project(self, saved_model, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(hub, "PROJECT_ROOT", saved_model.parent)
+        monkeypatch.setattr(hub, "SHIPPED", saved_model.parent)
         assert resolve_model("tiny-llama") == str(saved_model)
 
     @pytest.mark.parametrize("name", ["gpt2", "meta-llama/Meta-Llama-3-8B-Instruct"])
@@ -260,3 +262,63 @@ class TestCommand:
     def test_no_token_to_generate_is_refused(self, saved_model):
         with pytest.raises(SpecdecError, match="--n-tokens 0 is below 1"):
             loader.main(["--model", str(saved_model), "--n-tokens", "0"])
+
+
+class TestIncomplete:
+    """A checkpoint that doesn't hold its whole model: transformers would draw the rest."""
+
+    @pytest.fixture
+    def changed(self, saved_model, tmp_path):
+        """A copy of the model with its tensors changed."""
+
+        def write(change, **configuration):
+            folder = tmp_path / "changed"
+            shutil.copytree(saved_model, folder)
+            tensors = load_file(folder / "model.safetensors")
+            change(tensors)
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+            settings = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(settings | configuration))
+            return str(folder)
+
+        return write
+
+    def test_missing_tensors_are_refused_and_named(self, changed):
+        def halve(tensors):
+            for name in [name for name in tensors if "layers.1." in name]:
+                del tensors[name]
+
+        with pytest.raises(SpecdecError, match=r"lacks 9 tensors.*model\.layers\.1\..* and 5 more"):
+            load_model(changed(halve), "float32", "cpu")
+
+    def test_a_head_that_is_tied_to_the_embeddings_is_not_missed(self, changed):
+        folder = changed(lambda tensors: tensors.pop("lm_head.weight"), tie_word_embeddings=True)
+        model, _ = load_model(folder, "float32", "cpu")
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+    def test_a_head_that_is_not_tied_is_missed(self, changed):
+        folder = changed(lambda tensors: tensors.pop("lm_head.weight"))
+        with pytest.raises(SpecdecError, match=r"lacks 1 tensors of the model: lm_head\.weight;"):
+            load_model(folder, "float32", "cpu")
+
+    def test_another_size_of_vocabulary_is_said_with_both_shapes(self, changed):
+        size = len(make_tokenizer())
+        folder = changed(lambda _: None, vocab_size=400)
+        with pytest.raises(SpecdecError) as caught:
+            load_model(folder, "float32", "cpu")
+        message = str(caught.value)
+        assert f"lm_head.weight is [{size}, 64] in the file, [400, 64] by config.json" in message
+        assert f"model.embed_tokens.weight is [{size}, 64] in the file" in message
+        assert "ignore_mismatched_sizes" not in message and "\n" not in message
+
+    def test_a_tensor_that_no_weight_takes_is_said_once(self, changed, caplog):
+        folder = changed(lambda tensors: tensors.update({"model.extra.weight": torch.zeros(2)}))
+        load_model(folder, "float32", "cpu")
+        said = [r.getMessage() for r in caplog.records if "no part of the model" in r.getMessage()]
+        assert len(said) == 1 and said[0].endswith("left out: model.extra.weight")
+
+    @needs_bitsandbytes
+    def test_int4_is_as_strict(self, changed):
+        folder = changed(lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
+        with pytest.raises(SpecdecError, match=r"lacks 1 tensors.*layers\.0\.mlp\.up_proj"):
+            load_model(folder, "int4", "cpu")

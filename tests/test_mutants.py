@@ -12,8 +12,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.decoding import drafters, noise, rejection, sampling
-from specdec.decoding.sampling import Greedy, Rejection
+from specdec.decoding import noise, rejection, sampling
+from specdec.decoding.drafters import model
+from specdec.decoding.sampling import Greedy, Matching, Rejection
 from specdec.decoding.speculative import SpeculativeDecoder
 from tests.checks import assert_accepts_everything, assert_identities
 from tests.distribution import SIGNIFICANCE, joint_fit
@@ -55,7 +56,7 @@ def target_unwarped(monkeypatch):
     right = Rejection.verify
 
     def verify(self, logits, *rest):
-        return right(self, logits * self.warp.temperature, *rest)
+        return right(self, logits * self.temperature, *rest)
 
     monkeypatch.setattr(Rejection, "verify", verify)
 
@@ -70,6 +71,17 @@ def scores_permuted_against_their_tokens(monkeypatch):
     monkeypatch.setattr(Rejection, "propose", propose)
 
 
+def a_draft_without_q_verified_by_rejection(monkeypatch):
+    """What "no q" taken for "nothing was proposed" comes to: u·0 ≤ p keeps everything."""
+    right = Rejection.verify
+
+    def verify(self, logits, tokens, q, position, valid):
+        return right(self, logits, tokens, torch.zeros_like(logits[:-1]), position, valid)
+
+    monkeypatch.setattr(Rejection, "propose", Matching.propose)
+    monkeypatch.setattr(Rejection, "verify", verify)
+
+
 # Which table of the suite shows the mutant best: (seed of the table, mutant).
 LOSSY = [
     (0, accepts_all_after_the_first),
@@ -78,6 +90,7 @@ LOSSY = [
     (0, residual_reuses_the_drafts_uniform),
     (0, target_unwarped),
     (0, scores_permuted_against_their_tokens),
+    (0, a_draft_without_q_verified_by_rejection),
 ]
 
 
@@ -91,14 +104,24 @@ def test_the_distribution_test_rejects_a_lossy_engine(seed, mutant, monkeypatch)
     assert fit.p_value < SIGNIFICANCE
 
 
+def test_a_drafter_without_q_is_verified_by_matching(monkeypatch):
+    """The rule is chosen from what a drafter says of itself, not from a q that is missing."""
+    monkeypatch.setattr(model.DraftModel, "gives_q", False)
+    decoder = SpeculativeDecoder(*table_pair(), 2)
+    result = decoder.generate(PROMPT, 4, temperature=0.7, seed=0, eos_token_id=None)
+    assert result.verified_by == "matching"
+    fit = joint_fit(decoder, PROMPT, 4, DRAWS, temperature=0.7)
+    assert fit.p_value > SIGNIFICANCE, fit
+
+
 def never_drafts(monkeypatch):
-    right = drafters.DraftModel.propose
+    right = model.ModelDrafting.propose
 
-    def propose(self, run, k):
-        tokens, q, count = right(self, run, k)
-        return tokens.fill_(0), q, count
+    def propose(self, k):
+        proposal = right(self, k)
+        return proposal._replace(tokens=torch.zeros_like(proposal.tokens))
 
-    monkeypatch.setattr(drafters.DraftModel, "propose", propose)
+    monkeypatch.setattr(model.ModelDrafting, "propose", propose)
 
 
 def bonus_dropped(monkeypatch):
@@ -113,14 +136,14 @@ def bonus_dropped(monkeypatch):
 
 def hole_in_the_drafts_cache(monkeypatch):
     """After full acceptance the draft goes on without having read its own last token."""
-    right = drafters.DraftModel.roll_back
+    right = model.ModelDrafting.settle
 
-    def roll_back(self, run, length):
-        right(self, run, length)
-        if self.session.length == length - 1:
-            self.session.feed(torch.tensor([0]), keep=1)  # anything but the token that was missed
+    def settle(self, kept, token, read):
+        right(self, kept, token, read)
+        if self.session.length == len(self.prompt) + self._run.position + kept - 1:
+            self.session.read(torch.tensor([0]), keep=1)  # anything but the token that was missed
 
-    monkeypatch.setattr(drafters.DraftModel, "roll_back", roll_back)
+    monkeypatch.setattr(model.ModelDrafting, "settle", settle)
 
 
 WASTEFUL = [never_drafts, bonus_dropped, hole_in_the_drafts_cache]

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specdec.certification.rule import emitted, joint
-from specdec.decoding import drafters
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.generation import Generation
+from specdec.decoding.drafters.bridged import IntersectionDrafting
+from specdec.decoding.generation import Generation, make_request
 from specdec.decoding.rejection import match
-from specdec.decoding.sampling import Warp
+from specdec.decoding.sampling import Rejection, Sampling
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.token_bytes import ByteTokenizer
 from specdec.models.wrapper import ModelWrapper, Session
@@ -63,13 +63,13 @@ def test_the_joint_distribution_over_two_rounds_is_the_targets(toy_pair, method,
 def test_the_distribution_test_rejects_scores_permuted_against_their_tokens(toy_pair, monkeypatch):
     # What a published implementation does across vocabularies: one permutation of the draft's
     # head to draw from, another to score with.
-    right = drafters.IntersectionDraft.propose
+    right = IntersectionDrafting.propose
 
-    def propose(self, run, k):
-        tokens, q, count = right(self, run, k)
-        return drafters.Proposal(tokens, q.roll(1, dims=1), count)
+    def propose(self, k):
+        proposal = right(self, k)
+        return proposal._replace(q=proposal.q.roll(1, dims=1))
 
-    monkeypatch.setattr(drafters.IntersectionDraft, "propose", propose)
+    monkeypatch.setattr(IntersectionDrafting, "propose", propose)
     decoder = SpeculativeDecoder(*toy_pair, 2, vocabulary="intersection")
     fit = joint_fit(decoder, [0, 1, 3], 4, DRAWS, temperature=1.0)
     assert fit.p_value < SIGNIFICANCE
@@ -79,7 +79,7 @@ def conditionals(wrapper, prompt, length):
     """The target's distribution `[V]` after every continuation of up to `length` tokens."""
     size = wrapper.vocab_size
     return {
-        prefix: Session(wrapper).extend(torch.tensor([*prompt, *prefix]), keep=1)[0].softmax(-1)
+        prefix: Session(wrapper).read(torch.tensor([*prompt, *prefix]), 1).logits[0].softmax(-1)
         for n in range(length + 1)
         for prefix in itertools.product(range(size), repeat=n)
     }
@@ -92,12 +92,10 @@ def draft_distributions(pair, prompt, length):
     result = {}
     for n in range(length + 1):
         for prefix in itertools.product(range(target.vocab_size), repeat=n):
-            run = Generation(
-                target, [*prompt, *prefix], 2, Warp(1.0), 0, None, None, draft_tokens=1
-            )
-            drafter = decoder.drafter(temperature=1.0)
-            drafter.start(run, None)
-            result[prefix] = drafter.propose(run, 1).q[0]
+            request = make_request(target, [*prompt, *prefix], 2, temperature=1.0, seed=0)
+            run = Generation(target, request, Sampling(Rejection), draft_tokens=1)
+            drafting = decoder.drafter(temperature=1.0).begin(run, None, None)
+            result[prefix] = drafting.propose(1).q[0]
     return result
 
 
@@ -278,8 +276,10 @@ def test_where_the_text_outgrows_the_drafts_context_the_target_goes_on_alone(met
     if temperature == 0 or method == "exact_match":
         expected = AutoregressiveDecoder(target).generate(prompt, 60, **settings)
         assert result.generated_ids == expected.generated_ids
-    with pytest.raises(SpecdecError, match="the prompt in the draft's tokens"):
-        decoder.generate(prompt * 12, 4)
+    assert "went on alone" in result.notes[0]
+    far = decoder.generate(prompt * 12, 4, **settings)
+    assert far.num_tokens == 4 and set(far.proposed_per_round) == {0}
+    assert "went on alone" in far.notes[0]
 
 
 def test_the_exact_match_method_gives_the_baselines_own_sample(pair):

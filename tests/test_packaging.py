@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,17 +34,21 @@ def requirements() -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def imported_packages(folders: list[str]) -> set[str]:
-    """Names at the head of every absolute import in the Python files of some folders."""
+def imported_packages(folders: list[str], late: bool) -> set[str]:
+    """Names at the head of the absolute imports in the Python files of some folders.
+
+    Late ones stand in a function, or where only a type checker looks; the others run at once.
+    """
     found = set()
     for folder in folders:
         for path in Path(PROJECT_ROOT, folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree) if late else tree.body:
                 if isinstance(node, ast.Import):
                     found |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     found.add(node.module.partition(".")[0])
-    return found - set(sys.stdlib_module_names)
+    return found - set(sys.stdlib_module_names) - {"specdec"}
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)
@@ -55,12 +63,14 @@ def test_the_lock_serves_pip_and_conda_the_cpu_and_cuda_builds():
 
 def test_what_the_package_imports_is_declared():
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    imported = imported_packages(["specdec", "scripts"]) - {"specdec", "bitsandbytes"}
-    assert {PACKAGES.get(name, name) for name in imported} <= declared
+    extras = {requirement.name for requirement in requirements()}
+    for late, allowed in ((False, declared), (True, extras)):
+        imported = imported_packages(["specdec", "scripts"], late)
+        assert {PACKAGES.get(name, name) for name in imported} <= allowed
 
 
 def test_the_extras_are_those_that_the_commands_install():
-    assert set(EXTRAS) == {"workflow", "gpu", "test"}
+    assert set(EXTRAS) == {"workflow", "gpu", "ollama", "peers", "smollm2", "test"}
     makefile = (PROJECT_ROOT / "Makefile").read_text()
     assert "-c requirements/lock.txt -e '.[workflow,gpu,test]'" in makefile
 
@@ -79,7 +89,61 @@ def test_one_version_is_told_everywhere():
     assert Version(PROJECT["version"])
 
 
-def test_the_builtin_prompts_are_part_of_the_package():
-    tool = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["tool"]
-    pattern = tool["setuptools"]["package-data"]["specdec.data"][0]
-    assert len(list((PROJECT_ROOT / "specdec/data").glob(pattern))) == 3
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy: a build leaves files behind."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for folder in ("specdec", "config", "resources"):
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT_ROOT / folder, source / folder, ignore=unwanted)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(PROJECT_ROOT / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(out)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.glob("specdec_study-*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_that_the_package_reads(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(
+        ["git", "ls-files", "specdec", "config", "resources/micro", "resources/micro_other"],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for path in tracked:
+        assert (path if path.startswith("specdec/") else f"specdec/shipped/{path}") in names
+    assert not [name for name in names if "micro_training" in name]
+    assert wheel.stat().st_size < 30e6
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_generates_in_an_empty_folder(wheel, tmp_path):
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    options = ["--no-deps", "--quiet", "--target", str(installed)]
+    command = [sys.executable, "-m", "pip", "install", *options, str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    def specdec_command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(installed / "bin/specdec"), *arguments],
+            cwd=empty,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(installed)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert specdec_command("--version") == f"specdec {specdec.__version__}\n"
+    settings = "--pair micro --max-new-tokens 8 --engine eager --device cpu".split()
+    said = specdec_command("generate", *settings, "--prompt", "def f(")
+    assert said.startswith("def f(") and "engine: eager" in said
+    assert not list(empty.iterdir())

@@ -1,6 +1,8 @@
 """`python -m specdec plan`: what speculation would cost here, from random weights of the sizes."""
 
 import json
+from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import torch
 from specdec import __main__ as command
 from specdec.analysis.theory import speedup, tokens_per_round
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.models import memory_check, pair
-from specdec.models.random_weights import load_random_weights
+from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.models import pair
+from specdec.models.loading import memory_check
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
-from specdec.planning import costs
+from specdec.planning import costs, plan
 from specdec.planning.costs import Costs, Estimate, make_request, measure_costs, ratio
 from specdec.planning.measure import (
     interleave,
@@ -63,16 +67,14 @@ def wrapper():
 class TestMeasures:
     def test_a_pass_leaves_the_session_as_it_was(self, wrapper):
         session = reader(wrapper, 8, 3, "eager")
-        before = session.feed(torch.tensor([3]), keep=1)
+        before = session.read(torch.tensor([3]), keep=1).logits
         session.roll_back(8)
         assert time_pass(wrapper, session, 5) > 0
         assert session.length == 8
-        assert torch.equal(session.feed(torch.tensor([3]), keep=1), before)
+        assert torch.equal(session.read(torch.tensor([3]), keep=1).logits, before)
 
     def test_the_rest_of_a_round_is_what_its_passes_leave(self, wrapper):
-        both = costs.SpeculativeDecoder(
-            wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5
-        )
+        both = SpeculativeDecoder(wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5)
         assert 0 < time_round_rest(both, 8) < 0.1
 
     def test_the_rest_of_a_step_is_what_its_pass_leaves(self, wrapper):
@@ -94,6 +96,32 @@ class TestMeasures:
             "a": [3, 6],
             "b": [4, 5],
         }
+
+    def test_past_the_deadline_no_turn_begins_and_the_first_samples_count(self):
+        shown = []
+        samples = interleave(
+            {"a": lambda: 1.0, "b": lambda: 2.0},
+            seconds=60,
+            at_least=7,
+            deadline=perf_counter(),
+            show=lambda *measured: shown.append(measured),
+        )
+        assert shown == [("a", 1.0), ("b", 2.0)]
+        assert {name: list(values) for name, values in samples.items()} == {"a": [1], "b": [2]}
+
+    def test_an_interruption_leaves_the_turns_that_are_whole(self):
+        calls = iter(range(5))  # a warm-up of each, a turn, and half of one
+
+        def measure():
+            try:
+                return float(next(calls))
+            except StopIteration:
+                raise KeyboardInterrupt from None
+
+        times = {}
+        with pytest.raises(KeyboardInterrupt):
+            interleave({"a": measure, "b": measure}, seconds=60, at_least=1, times=times)
+        assert {name: list(values) for name, values in times.items()} == {"a": [2], "b": [3]}
 
 
 class TestRatio:
@@ -142,6 +170,50 @@ class TestCosts:
         with pytest.raises(SpecdecError, match="pair tiny, llama .* alone: needs"):
             measure_costs(request())
 
+    def test_without_time_each_quantity_is_measured_once_and_the_rule_alone(self):
+        measured = measure_costs(replace(request(), seconds=60, budget=0))
+        assert measured.overhead_of.startswith("the acceptance rule alone (--budget")
+        assert measured.c.value > 0 and np.isnan(measured.c.low)
+        assert list(measured.v) == list(measured.h) == [1, 3]
+
+    def test_each_quantity_is_told_as_it_comes_with_the_time_that_remains(self, caplog):
+        with caplog.at_level("INFO"):
+            measure_costs(replace(request(), budget=50))
+        told = [line for line in caplog.messages if "ms, " in line]
+        names = [line.partition("  ")[0].strip() for line in told]
+        assert names == [
+            "draft 1",
+            "target 1",
+            "target 2",
+            "target 4",
+            "rest 0",
+            "rest 1",
+            "rest 3",
+        ]
+        assert all("s remain" in line for line in told)
+
+    @pytest.mark.parametrize(
+        ("stop_at", "ks", "overhead"),
+        [("target 4", [1], "nothing: "), ("rest 1", [1, 3], "nothing: "), ("target 2", None, None)],
+        ids=["in the passes", "in the rounds", "too early"],
+    )
+    def test_an_interruption_gives_what_is_known(self, monkeypatch, stop_at, ks, overhead):
+        def stopped(measures, *rest):
+            def stop():
+                raise KeyboardInterrupt
+
+            return interleave({n: stop if n == stop_at else m for n, m in measures.items()}, *rest)
+
+        monkeypatch.setattr(costs, "interleave", stopped)
+        if ks is None:
+            with pytest.raises(KeyboardInterrupt):
+                measure_costs(request())
+            return
+        measured = measure_costs(request())
+        assert measured.interrupted and list(measured.v) == ks
+        assert measured.overhead_of.startswith(overhead)
+        assert [measured.h[k].value for k in ks] == [0] * len(ks)
+
     def test_a_context_that_is_too_long_is_refused(self):
         with pytest.raises(SpecdecError, match="--context .* is 76 tokens, .* is 64"):
             measure_costs(request(context=64))
@@ -154,24 +226,24 @@ class TestCosts:
 
 class TestPlan:
     def test_the_speedup_is_that_of_theory(self):
-        plan = make_plan(make_card(request()), known())
-        for row in plan["rows"]:
+        made = make_plan(make_card(request()), known())
+        for row in made["rows"]:
             for alpha in ALPHAS:
                 tau = tokens_per_round(alpha, row["K"])
                 expected = speedup(tau, row["K"], 0.2, 1.1, 0.05, 0.02)
                 assert row["S"][str(alpha)] == pytest.approx(expected)
-        assert plan["rows"][0]["break_even_alpha"] == pytest.approx(1.35 / 1.02 - 1)
+        assert made["rows"][0]["break_even_alpha"] == pytest.approx(1.35 / 1.02 - 1)
 
     def test_the_best_k_is_the_fastest_or_none(self):
         # A round takes 1.57 target steps at K = 1, and 2.41 at K = 3; a baseline step 1.02.
-        plan = make_plan(make_card(request()), known(c=0.42))
-        assert plan["best_K"] == dict(zip("0.5 0.6 0.7 0.8 0.9 1.0".split(), BEST, strict=True))
+        made = make_plan(make_card(request()), known(c=0.42))
+        assert made["best_K"] == dict(zip("0.5 0.6 0.7 0.8 0.9 1.0".split(), BEST, strict=True))
 
     def test_a_draft_as_slow_as_its_target_never_pays(self):
-        plan = make_plan(make_card(request()), known(c=1.2))
-        assert [row["break_even_alpha"] for row in plan["rows"]] == [None, None]
-        assert set(plan["best_K"].values()) == {None}
-        page = format_table(plan)
+        made = make_plan(make_card(request()), known(c=1.2))
+        assert [row["break_even_alpha"] for row in made["rows"]] == [None, None]
+        assert set(made["best_K"].values()) == {None}
+        page = format_table(made)
         assert page.count("never") == 2
         assert "0.5: target alone" in page
 
@@ -186,19 +258,26 @@ class TestPlan:
         assert page.startswith("plan for tiny: random weights of its sizes, eager, 8 tokens")
         assert "float32" in page and "both at once" in page
 
+    def test_a_dtype_that_is_slow_here_is_said_on_the_card(self, monkeypatch):
+        monkeypatch.setattr(plan, "slowdown", lambda dtype, device: 30.0)
+        half = replace(side(1), dtype="float16")
+        page = format_card(make_card(request(half)))
+        assert "float16: a product takes 30 times as long as in float32" in page
+        assert "as long as" not in format_card(make_card(request()))
+
     def test_what_was_measured_once_has_no_interval_and_stays_json(self):
         nan = float("nan")
         single = known()
         single = Costs(
             single.c, single.v, single.h, Estimate(0.1, nan, nan), 0.001, 0.005, "one sample"
         )
-        plan = make_plan(make_card(request()), single)
-        assert json.loads(json.dumps(plan, allow_nan=False))["h0"] == {
+        made = make_plan(make_card(request()), single)
+        assert json.loads(json.dumps(made, allow_nan=False))["h0"] == {
             "value": 0.1,
             "low": None,
             "high": None,
         }
-        assert "h₀ 0.100;" in format_table(plan)
+        assert "h₀ 0.100;" in format_table(made)
 
 
 class TestCommand:
@@ -236,6 +315,8 @@ class TestCommand:
             (["--k", "0"], "--k: 0 is below 1"),
             (["--context", "0"], "--context: 0 is below 1"),
             (["--threads", "0"], "threads: 0 is below 1"),
+            (["--k", "-1"], "--k: -1 is below 1"),
+            (["--budget", "nan"], "--budget: nan is no number"),
             (["--context", "1100"], "the context of .* is 1024"),
         ],
     )

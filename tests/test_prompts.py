@@ -178,6 +178,16 @@ def test_prompts_that_do_not_fit_are_passed_over_whole_and_counted(tiny_tokenize
     assert card["examined"] == last_place + 1
 
 
+def test_a_text_that_comes_twice_is_chosen_once_and_counted(tiny_tokenizer):
+    """n counts independent prompts: eight copies of one would narrow every interval for nothing."""
+    source = texts(*["same"] * 8, "other", "third")
+    chosen, card = choose_prompts("code", source, 3, 1, [Limit("tiny", tiny_tokenizer)])
+    assert {prompt.text for prompt in chosen} == {"same", "other", "third"}
+    assert card["duplicates"] == card["examined"] - 3 > 0
+    with pytest.raises(SpecdecError, match="code: 4 prompts wanted, 3 of 10 .* 7 duplicates"):
+        choose_prompts("code", source, 4, 1, [Limit("tiny", tiny_tokenizer)])
+
+
 def test_a_prompt_must_fit_every_model_in_its_own_tokens(tiny_tokenizer):
     text = "purple elephants dancing"
     by_words = make_tokenizer(1000, [text] * 3)

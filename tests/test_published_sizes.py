@@ -13,7 +13,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from specdec.models.memory_check import MARGIN, weight_bytes
+from specdec.models.loading.memory_check import MARGIN, weight_bytes
 from specdec.models.registry import load_registry, needs_synthetic_acceptance
 from specdec.utils.paths import PROJECT_ROOT
 

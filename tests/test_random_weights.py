@@ -5,10 +5,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models import memory_check, pair, random_weights
-from specdec.models.memory_check import weight_bytes
+from specdec.models import pair
+from specdec.models.loading import memory_check
+from specdec.models.loading.configuration import SHAPES, known_configuration
+from specdec.models.loading.memory_check import weight_bytes
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.pair import load_pair
-from specdec.models.random_weights import SHAPES, known_configuration, load_random_weights
 from specdec.models.registry import ModelSide, load_registry, with_random_weights
 from specdec.utils.errors import SpecdecError
 from tests.checks import transformers_greedy
@@ -43,7 +45,8 @@ def side(shape: dict, dtype: str = "float32", model: str | None = None) -> Model
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-    monkeypatch.setattr(pair, "check_available", lambda *_: pytest.fail("the hub was asked"))
+    asked = lambda *_: pytest.fail("the hub was asked")  # noqa: E731
+    monkeypatch.setattr("specdec.models.loading.configuration.check_available", asked)
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ class TestShipped:
             side.model
             for pair in load_registry().values()
             for side in (pair.draft, pair.target)
-            if not side.model.startswith("resources/")
+            if not side.model.startswith(("resources/", "package:"))
         }
         shipped = {p.relative_to(SHAPES).with_suffix("").as_posix() for p in SHAPES.rglob("*.json")}
         assert shipped == registered == set(PUBLISHED)
@@ -169,7 +172,9 @@ class TestSizes:
     def test_a_model_in_the_hubs_cache_is_known(self, tmp_path, monkeypatch):
         AutoConfig.for_model(**GPT2).save_pretrained(tmp_path)
         cached = str(tmp_path / "config.json")
-        monkeypatch.setattr(random_weights, "try_to_load_from_cache", lambda *_, **__: cached)
+        monkeypatch.setattr(
+            "specdec.models.loading.configuration.try_to_load_from_cache", lambda *_, **__: cached
+        )
         assert known_configuration(side({}, model="owner/name")).vocab_size == 512
 
     def test_an_unknown_model_is_refused_with_what_to_do(self):

@@ -18,8 +18,9 @@ from specdec.data.dataset import Prompt, PromptDataset
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.job import Job, run_job
 from specdec.decoding.speculative import VOCABULARY_METHODS, SpeculativeDecoder
-from specdec.models import memory_check, pair
-from specdec.models.hub import resolve_model
+from specdec.models import pair
+from specdec.models.loading import configuration, memory_check
+from specdec.models.loading.hub import resolve_model
 from specdec.models.pair import load_pair
 from specdec.models.registry import SCHEMA_PATH, get_pair, load_registry
 from specdec.profiling.records import read_records
@@ -100,7 +101,7 @@ def published_pairs() -> dict[str, dict]:
     return {
         name: entry
         for name, entry in entries.items()
-        if not entry["target"]["model"].startswith("resources/")
+        if not entry["target"]["model"].startswith(("resources/", "package:"))
         and "weights" not in entry["target"]
     }
 
@@ -345,11 +346,11 @@ def test_a_gated_side_is_said_before_anything_is_loaded(missing, folders, tmp_pa
     path = tmp_path / "pairs.yaml"
     path.write_text(yaml.safe_dump({"mine": entry}))
 
-    def check(model, revision):
+    def check(model, revision, gguf_file):
         if resolve_model(model) == "owner/gated":
             raise SpecdecError("owner/gated: access is gated; accept the conditions at …")
 
-    monkeypatch.setattr(pair, "check_available", check)
+    monkeypatch.setattr(configuration, "check_available", check)
     monkeypatch.setattr(pair, "load_side", lambda *_: pytest.fail("loaded"))
     with pytest.raises(SpecdecError, match="owner/gated: access is gated"):
         load_pair("mine", path)

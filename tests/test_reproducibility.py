@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from specdec.utils import reproducibility
+from specdec.utils import machine, reproducibility
 from specdec.utils.digest import code_digest, import_closure
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
@@ -59,6 +59,11 @@ class TestSeeds:
     def test_no_thread_at_all_is_an_error(self):
         with pytest.raises(SpecdecError, match="threads: 0 is below 1"):
             set_threads(0)
+
+    def test_threads_that_would_share_a_core_are_an_error(self, monkeypatch):
+        monkeypatch.setattr(machine, "available_cores", lambda: 2)
+        with pytest.raises(SpecdecError, match="threads: 3 is above the 2 cores"):
+            set_threads(3)
 
 
 class TestEnvironment:
@@ -166,7 +171,19 @@ PACKAGE = {
     "models/__init__.py": "SIZE = 1\n",
     "models/wrapper.py": "from .cache import CACHE\nwrap = CACHE\n",
     "models/cache.py": "import json\nCACHE = json\n",
-    "tools.py": "HAMMER = 1\n",
+    "models/kernel.cpp": "int one() { return 1; }\n",
+    "models/notes.txt": "nothing\n",
+    "models/other/kernel.cpp": "int two() { return 2; }\n",
+    "tools.py": (
+        "def hammer(nail):\n"
+        "    if nail is None:\n"
+        "        raise ValueError(f'no nail: {nail}' + _reason(nail, 1))\n"
+        "    return _strike(nail)\n"
+        "def _reason(nail, n):\n"
+        "    return 'lost' if n else _reason(nail, n - 1)\n"
+        "def _strike(nail):\n"
+        "    return nail.get('head')\n"
+    ),
     "utils/__init__.py": "",
     "utils/clock.py": "import time\nnow = time.time\n",
     "plots.py": "import specdec.decode\nCOLOUR = 'red'\n",
@@ -221,6 +238,10 @@ class TestDigest:
             ("decode.py", "decoding %s", "now decoding: %s"),
             ("decode.py", '"decoding %s"', 'f"decoding {x!r}: " "%s"'),
             ("plots.py", "red", "blue"),
+            ("tools.py", "no nail: {nail}", "there is no nail"),
+            ("tools.py", "'lost'", "'gone'"),
+            ("models/notes.txt", "nothing", "something"),
+            ("models/other/kernel.cpp", "return 2", "return 3"),
         ],
     )
     def test_talk_and_unrelated_modules_do_not_count(self, root, name, old, new):
@@ -237,6 +258,10 @@ class TestDigest:
             ("models/__init__.py", "1", "2"),
             ("__init__.py", '"1"', '"2"'),
             ("utils/clock.py", "time.time", "time.monotonic"),
+            ("tools.py", "is None", "is False"),
+            ("tools.py", "ValueError", "KeyError"),
+            ("tools.py", "'head'", "'foot'"),
+            ("models/kernel.cpp", "return 1", "return 2"),
         ],
     )
     def test_an_edit_to_the_code_is_noticed(self, root, name, old, new):
@@ -267,6 +292,19 @@ class TestDigest:
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
         assert done.stdout.split() == [code_digest("specdec.profiling.records"), "False"]
+
+    def test_a_kernels_source_is_code_of_a_decode_job_and_an_error_of_the_hub_is_not(
+        self, tmp_path
+    ):
+        shutil.copytree(PROJECT_ROOT / "specdec", tmp_path / "specdec")
+        before = code_digest("specdec.decoding.job", tmp_path)
+        assert before == code_digest("specdec.decoding.job")
+        for hub in tmp_path.rglob("hub.py"):
+            hub.write_text(hub.read_text().replace("check the", "look up the"))
+        assert code_digest("specdec.decoding.job", tmp_path) == before
+        (kernel,) = tmp_path.rglob("narrow*.cpp")
+        kernel.write_text(kernel.read_text().replace("1", "2", 1))
+        assert code_digest("specdec.decoding.job", tmp_path) != before
 
 
 class TestAtomicWrite:

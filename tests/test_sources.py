@@ -44,6 +44,21 @@ def test_json_and_json_lines_are_read_gzipped_or_not(tmp_path, lines, zipped):
     assert load_prompts({"path": str(path), "field": "turns.0"}) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    "content", [["one", "two"], {"data": ["one", "two"]}], ids=["list", "data"]
+)
+def test_a_list_of_texts_is_a_prompt_file(tmp_path, content):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(content, indent=1))
+    assert load_prompts({"path": str(path)}) == ["one", "two"]
+
+
+def test_records_under_data_are_a_prompt_file(tmp_path):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps({"version": 1, "data": RECORDS}))
+    assert load_prompts({"path": str(path), "field": "turns.0"}) == ["one", "two"]
+
+
 def test_a_template_may_use_the_field_others_and_plain_braces(jsonl):
     spec = {"path": str(jsonl), "field": "turns.0", "template": "{{q}} {text}\n\n{note}"}
     assert load_prompts(spec) == ["{q} one", "{q} two\n\nn"]
@@ -64,22 +79,36 @@ def test_the_data_card_names_a_file_by_its_content(jsonl):
     assert after.origin["label"] == "records.jsonl"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "records.jsonl holds no records"),
-        (b"[]", "records.jsonl holds no records"),
-        (b"\xff\xfe\x00", "records.jsonl is no JSON text"),
-        (gzip.compress(b'{"turns": ["a"]}' * 99)[:40], "records.jsonl is no JSON text"),
-        (b'{"turns": ["a"]}\n{"turns": [', "records.jsonl, line 2: not JSON"),
-        (b'[{"turns": ["a"]},', "records.jsonl: not JSON"),
-        (b'{"turns": ["a"]}\n7', "records.jsonl, line 2: found '7' where a record is needed"),
-        (b'["a"]', "records.jsonl, record 1: found 'a' where a record is needed"),
-        (b'{"turns": ["a"]}\n{"id": 2, "more": {"x": 1}}', "line 2: no field 'turns.0'; there "),
-        (b'{"turns": ["a"]}\n{"turns": []}', "line 2: no field 'turns.0'"),
-        (b'[{"turns": [["a"]]}]', "record 1: field 'turns.0' is a list, not text"),
-    ],
-)
+BROKEN = {
+    "empty": (b"", "records.jsonl holds no records"),
+    "empty list": (b"[]", "records.jsonl holds no records"),
+    "bytes": (b"\xff\xfe\x00", "records.jsonl is no JSON text"),
+    "cut gzip": (
+        gzip.compress(b'{"turns": ["a"]}' * 99)[:40],
+        "records.jsonl is no JSON text",
+    ),
+    "cut line": (b'{"turns": ["a"]}\n{"turns": [', "records.jsonl, line 2: not JSON"),
+    "cut list": (b'[{"turns": ["a"]},', "records.jsonl: not JSON"),
+    "number as line": (
+        b'{"turns": ["a"]}\n7',
+        "records.jsonl, line 2: found '7' where a record is needed",
+    ),
+    "text as record": (b'["a"]', "record 1: no field 'turns.0'; there are: text"),
+    "number as record": (b'{"data": [7]}', "record 1: found '7' where a record is needed"),
+    "half a character": (
+        b'{"turns": ["a"]}\n{"turns": ["\\ud83d"]}',
+        r"records.jsonl, line 2: .ud83d alone is half a character",
+    ),
+    "field missing": (
+        b'{"turns": ["a"]}\n{"id": 2, "more": {"x": 1}}',
+        "line 2: no field 'turns.0'; there ",
+    ),
+    "field empty": (b'{"turns": ["a"]}\n{"turns": []}', "line 2: no field 'turns.0'"),
+    "field no text": (b'[{"turns": [["a"]]}]', "record 1: field 'turns.0' is a list, not text"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_is_refused_in_one_line_that_names_the_place(tmp_path, content, message):
     path = tmp_path / "records.jsonl"
     path.write_bytes(content)

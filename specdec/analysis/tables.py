@@ -100,6 +100,7 @@ def _generation_row(record: Record) -> dict[str, Any]:
             "prefill_ms": phases.get("prefill"),
             "other_ms": other if timed else None,
             "peak_memory_mb": result.peak_memory_mb,
+            "energy_j": (result.gpu or {}).get("energy_j"),
             "finish_reason": result.finish_reason,
             "engine": result.engine,
             "engine_requested": record["engine_requested"],

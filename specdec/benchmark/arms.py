@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.loaded_pair import Encoded
 from specdec.profiling.metrics import GenerationResult
-
-Decoder = AutoregressiveDecoder | SpeculativeDecoder
 
 #: What is counted of one timed generation; every figure is a ratio of totals of these.
 #: "Decode" and rounds begin after the first hand-over; a round is full where K tokens were drafted.
@@ -22,11 +20,15 @@ AMOUNTS += ["accepted", "proposed", "draft_ms", "verify_ms"]
 
 
 class BenchPrompt(NamedTuple):
-    """A prompt as the target reads it; `draft_ids` where the draft is shown another form."""
+    """A prompt in token ids, with its name."""
 
     prompt_id: str
-    ids: list[int]
-    draft_ids: list[int] | None = None
+    encoded: Encoded
+
+    @property
+    def ids(self) -> list[int]:
+        """As the target reads it."""
+        return self.encoded.prompt_ids
 
 
 @dataclass(frozen=True)
@@ -60,43 +62,27 @@ class Request:
     seed: int
 
 
-def decoder_arm(decoder: Decoder, request: Request, timed_phases: bool = True) -> Arm:
+def decoder_arm(K: int, decoder: Decoder, request: Request, timed_phases: bool = True) -> Arm:
     """An arm of this package; without `timed_phases` it leaves c, v and h untold."""
 
     def generate(prompt: BenchPrompt) -> Run:
-        shown = {} if prompt.draft_ids is None or K == 0 else {"draft_prompt_ids": prompt.draft_ids}
         result = decoder.generate(
-            prompt.ids,
-            request.max_new_tokens,
+            max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
             top_k=request.top_k,
             top_p=request.top_p,
             seed=request.seed,
             eos_token_id=None,
             timed_phases=timed_phases,
-            **shown,
+            **prompt.encoded._asdict(),
         )
         return _run_of(result)
 
-    K = decoder.num_draft_tokens if isinstance(decoder, SpeculativeDecoder) else 0
     return Arm(arm_name(K, timed_phases), K, generate)
 
 
 def arm_name(K: int, timed_phases: bool = True) -> str:
     return (f"K = {K}" if K else "baseline") + ("" if timed_phases else ", phases untimed")
-
-
-def make_decoders(
-    draft, target, ks: list[int], vocabulary: str, engine: str, synthetic_acceptance: float | None
-) -> list[Decoder]:
-    """The baseline's decoder, and one for each K."""
-    speculative = [
-        SpeculativeDecoder(
-            draft, target, K, vocabulary, engine=engine, synthetic_acceptance=synthetic_acceptance
-        )
-        for K in ks
-    ]
-    return [AutoregressiveDecoder(target, engine=engine), *speculative]
 
 
 def _run_of(result: GenerationResult) -> Run:

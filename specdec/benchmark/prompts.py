@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from specdec.benchmark.arms import BenchPrompt
-from specdec.data.prompts import Limit, choose_prompts
+from specdec.data.prompts import choose_prompts
 from specdec.data.sources import BUILTIN, load_texts, parse_source
-from specdec.decoding.job import encode_for
-from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.registry import ModelPair
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
 from specdec.utils.logging import get_logger
@@ -18,18 +16,12 @@ log = get_logger(__name__)
 
 
 def builtin_prompts(
-    pair: ModelPair, decoder: SpeculativeDecoder, domain: str, count: int, reach: int, seed: int
+    pair: LoadedPair, domain: str, count: int, reach: int, seed: int
 ) -> list[BenchPrompt]:
     """`count` built-in prompts that leave both models room for `reach` tokens after them."""
-    sides = [(decoder.target, pair.target.chat), (decoder.draft, pair.draft.chat)]
-    limits = [_limit(wrapper, chat, reach) for wrapper, chat in sides]
     source = load_texts(parse_source(domain, BUILTIN), log.warning)
-    chosen, _ = choose_prompts(domain, source, count, seed, limits)
-    prompts = []
-    for prompt in chosen:
-        ids, shown = encode_for(pair, decoder, prompt.text)
-        prompts.append(BenchPrompt(prompt.prompt_id, ids, shown.get("draft_prompt_ids")))
-    return prompts
+    chosen, _ = choose_prompts(domain, source, count, seed, pair.limits(reach))
+    return [BenchPrompt(prompt.prompt_id, pair.encode(prompt.text)) for prompt in chosen]
 
 
 def random_prompts(
@@ -46,9 +38,4 @@ def random_prompts(
     generator = torch.Generator().manual_seed(seed)
     size = min(draft.vocab_size, target.vocab_size)
     ids = torch.randint(size, (count, length), generator=generator).tolist()
-    return [BenchPrompt(f"random_{place:03d}", row) for place, row in enumerate(ids)]
-
-
-def _limit(wrapper: ModelWrapper, chat: str, reach: int) -> Limit:
-    limit = wrapper.context_length
-    return Limit(wrapper.name, wrapper.tokenizer, None if limit is None else limit - reach, chat)
+    return [BenchPrompt(f"random_{place:03d}", Encoded(row)) for place, row in enumerate(ids)]

@@ -8,24 +8,23 @@ from time import perf_counter
 from typing import Any
 
 from specdec.benchmark import card as cards
-from specdec.benchmark import table, transformers_arm
+from specdec.benchmark import table
 from specdec.benchmark.arms import (
     Arm,
     BenchPrompt,
-    Decoder,
     Run,
     decoder_arm,
-    make_decoders,
     measure,
     timed,
 )
 from specdec.benchmark.page import format_findings, format_preparation, format_table
+from specdec.benchmark.peers import check_peers, peer_arms
 from specdec.benchmark.prompts import builtin_prompts, random_prompts
-from specdec.benchmark.rows import against_transformers, instrumentation, make_rows
-from specdec.benchmark.settings import Settings
-from specdec.models.pair import load_pair
-from specdec.models.registry import ModelPair, get_pair, needs_synthetic_acceptance
-from specdec.models.wrapper import ModelWrapper
+from specdec.benchmark.rows import against, instrumentation, make_rows
+from specdec.benchmark.settings import PEERS, Settings
+from specdec.decoding.loaded_pair import LoadedPair
+from specdec.models.registry import get_pair, needs_synthetic_acceptance
+from specdec.profiling.power import PowerSampler
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, set_threads
@@ -44,6 +43,7 @@ def benchmark(settings: Settings, show: Callable[[str], None]) -> dict[str, Any]
     for name in ("prompts", "repeats", "prompt_tokens"):
         if getattr(settings, name) < 1:
             raise SpecdecError(f"--{name.replace('_', '-')} {getattr(settings, name)} is below 1")
+    check_peers(settings)
     set_threads(settings.threads)
     pair = get_pair(settings.pair, settings.registry)
     if needs_synthetic_acceptance(pair) and settings.synthetic_acceptance is None:
@@ -51,53 +51,52 @@ def benchmark(settings: Settings, show: Callable[[str], None]) -> dict[str, Any]
             f"{pair.name}: its weights are random, so what its draft is right about means nothing; "
             "add --synthetic-acceptance 0.8 to force a rate"
         )
-    draft, target = load_pair(settings.pair, settings.registry, settings.device)
-    return compare(pair, draft, target, settings, show)
+    return compare(LoadedPair(pair, settings.device).load(), settings, show)
 
 
-def compare(
-    pair: ModelPair,
-    draft: ModelWrapper,
-    target: ModelWrapper,
-    settings: Settings,
-    show: Callable[[str], None],
-) -> dict[str, Any]:
-    """The benchmark of loaded models; returns the document, plain values without NaN."""
-    decoders = make_decoders(
-        draft, target, settings.k, pair.vocabulary, settings.engine, settings.synthetic_acceptance
-    )
-    prompts = _prompts(pair, decoders[-1], settings)
-    own = [decoder_arm(decoder, settings.request) for decoder in decoders]
+def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -> dict[str, Any]:
+    """The benchmark of a pair; returns the document, plain values without NaN."""
+    decoders = {
+        K: pair.decoder(K, settings.engine, synthetic_acceptance=settings.synthetic_acceptance)
+        for K in (0, *settings.k)
+    }
+    prompts = _prompts(pair, settings)
+    request = settings.request
+    own = [decoder_arm(K, decoder, request) for K, decoder in decoders.items()]
     bare = []
     if settings.instrumentation:
-        bare = [decoder_arm(decoder, settings.request, timed_phases=False) for decoder in decoders]
-    others, not_run = [], {}
-    if settings.against == "transformers":
-        others, not_run = _transformers_arms(decoders, settings)
+        bare = [decoder_arm(K, decoder, request, False) for K, decoder in decoders.items()]
+    peers, not_run = peer_arms(pair, decoders, prompts, settings)
 
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     began = perf_counter()
-    for decoder in decoders:
+    for decoder in decoders.values():
         decoder.prepare(settings.temperature, settings.top_k, settings.top_p)
-    first = _warm_up([*own, *bare], longest)
-    others, failed = _runnable(others, longest)
-    not_run |= failed
+    with PowerSampler(pair.target.device) as warming:
+        first = _warm_up([*own, *bare], longest)
+    for peer, arms in peers.items():
+        peers[peer], failed = _runnable(arms, longest)
+        not_run |= failed
+    others = [arm for arms in peers.values() for arm in arms]
     preparation = {
         "warm_up_s": perf_counter() - began,
         "compilation_s": {
             arm.name: decoder.preparation_seconds
-            for arm, decoder in zip(own, decoders, strict=True)
+            for arm, decoder in zip(own, decoders.values(), strict=True)
         },
     }
 
-    card = _card(pair, draft, target, settings, prompts, {arm.name: first[arm.name] for arm in own})
+    got = {arm.name: first[arm.name] for arm in own}
+    card = _card(pair, settings, prompts, got, warming.figures)
     show(cards.format_card(card))
     show(format_preparation(preparation))
-    runs = measure([*own, *bare, *others], prompts, settings.repeats)
+    with PowerSampler(pair.target.device) as working:
+        runs = measure([*own, *bare, *others], prompts, settings.repeats)
 
     allowed_ms = {0: 1e3 / card["target"]["tokens_per_s"]}
     allowed_ms |= {K: allowed["ms"] for K, allowed in card["rounds"].items()}
-    rows = make_rows(own, others, runs, allowed_ms, settings)
+    read_to_copy = card["read_bandwidth"]["bytes_per_s"] / card["copy_bandwidth"]["bytes_per_s"]
+    rows = make_rows(own, others, runs, allowed_ms, settings, read_to_copy)
     rows += [{"arm": name, "not_run": reason} for name, reason in not_run.items()]
     told = {arm.name: runs[arm.name] for arm in [*own, *others]}
     equal = settings.temperature == 0 and settings.synthetic_acceptance is None
@@ -105,10 +104,15 @@ def compare(
         "card": card,
         "preparation": preparation,
         "rows": rows,
-        "against_transformers": against_transformers(settings, runs) if others else None,
+        **{
+            f"against_{peer.replace('.', '_')}": against(own, peers[peer], runs, settings)
+            if peers.get(peer)
+            else None
+            for peer in PEERS
+        },
         "differences": table.differences(told, [p.prompt_id for p in prompts]) if equal else None,
         "instrumentation": instrumentation(settings, runs) if settings.instrumentation else None,
-        "gpu_after": cards.gpu_state(target.device),
+        "gpu_after": working.figures,
         "settings": asdict(settings),
         "versions": {name: card["environment"][name] for name in VERSIONS},
     }
@@ -117,29 +121,11 @@ def compare(
     return document
 
 
-def _prompts(pair: ModelPair, decoder: Decoder, settings: Settings) -> list[BenchPrompt]:
+def _prompts(pair: LoadedPair, settings: Settings) -> list[BenchPrompt]:
     asked = (settings.prompts, settings.reach, settings.seed)
-    if decoder.target.tokenizer is None:
-        return random_prompts(decoder.draft, decoder.target, settings.prompt_tokens, *asked)
-    return builtin_prompts(pair, decoder, settings.domain, *asked)
-
-
-def _transformers_arms(
-    decoders: list[Decoder], settings: Settings
-) -> tuple[list[Arm], dict[str, str]]:
-    """transformers' arms, and by name why others can't be had."""
-    request = settings.request
-    arms, refused = [transformers_arm.generate_arm(decoders[0].target, request)], {}
-    for decoder in decoders[1:]:
-        shared = decoder.vocabularies is None or decoder.vocabularies.is_shared
-        K = decoder.num_draft_tokens
-        try:
-            arms.append(
-                transformers_arm.assisted_arm(decoder.draft, decoder.target, K, request, shared)
-            )
-        except SpecdecError as error:
-            refused[transformers_arm.arm_name(K)] = one_line(error)
-    return arms, refused
+    if pair.target.tokenizer is None:
+        return random_prompts(*pair, settings.prompt_tokens, *asked)
+    return builtin_prompts(pair, settings.domain, *asked)
 
 
 def _warm_up(arms: list[Arm], prompt: BenchPrompt) -> dict[str, Run]:
@@ -167,32 +153,33 @@ def _runnable(arms: list[Arm], prompt: BenchPrompt) -> tuple[list[Arm], dict[str
 
 
 def _card(
-    pair: ModelPair,
-    draft: ModelWrapper,
-    target: ModelWrapper,
+    pair: LoadedPair,
     settings: Settings,
     prompts: list[BenchPrompt],
     first: dict[str, Run],
+    gpu: dict[str, float] | None,
 ) -> dict[str, Any]:
-    """`first`: a run of each of our arms, which says what engine it got."""
-    copied = cards.copy_bandwidth(target.device)
+    """`first`: a run of each of our arms, which says what engine it got; `gpu`: while it did."""
+    copied = cards.copy_bandwidth(pair.target.device)
     bandwidth = copied["bytes_per_s"]
     mean_prompt = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
     context = mean_prompt + settings.max_new_tokens / 2
+    entry = pair.entry
     sides = {
-        "target": {"model": pair.target_model_id, "dtype": pair.target_dtype}
-        | cards.model_card(target, context, bandwidth),
-        "draft": {"model": pair.draft_model_id, "dtype": pair.draft_dtype}
-        | cards.model_card(draft, context, bandwidth),
+        "target": {"model": entry.target_model_id, "dtype": entry.target_dtype}
+        | cards.model_card(pair.target, context, bandwidth),
+        "draft": {"model": entry.draft_model_id, "dtype": entry.draft_dtype}
+        | cards.model_card(pair.draft, context, bandwidth),
     }
     got = {name: {"engine": run.engine, "reason": run.engine_reason} for name, run in first.items()}
     return {
-        "pair": pair.name,
+        "pair": entry.name,
         "acceptance": settings.acceptance,
-        "environment": capture_environment(target.device),
-        "gpu": cards.gpu_state(target.device),
+        "environment": capture_environment(pair.target.device),
+        "gpu": gpu,
         "engine": {"asked": settings.engine, "got": got},
         "copy_bandwidth": copied,
+        "read_bandwidth": cards.read_bandwidth(pair.target.device),
         **sides,
         "rounds": {
             K: cards.round_card(sides["draft"], sides["target"], K, bandwidth) for K in settings.k

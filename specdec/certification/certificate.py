@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 
 from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
 from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
-from specdec.certification.sampling import TEMPERATURES, Context, check_sampling
-from specdec.data.dataset import Prompt
-from specdec.data.prompts import Limit
-from specdec.decoding.job import encode_for
+from specdec.certification.sampling import check_sampling
+from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.pair import load_pair
-from specdec.models.registry import get_pair
-from specdec.models.wrapper import ModelWrapper
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, code_digest
 
@@ -37,26 +33,21 @@ def examine(
 
     `prompt_file` and `field` are as in `load_prompts`.
     """
-    pair = get_pair(name, registry)
-    draft, target = load_pair(name, registry, device)
-    sides = [(target, pair.target), (draft, pair.draft)]
-    limits = [_limit(wrapper, side.chat) for wrapper, side in sides]
+    pair = load_pair(name, registry, device)
+    limits = pair.limits(NEW_TOKENS + max(DRAFT_TOKENS))
     prompts, described = load_prompts(prompt_file, field, limits)
 
     log.info("the acceptance rule, enumerated …")
     rule = check_rule()
     log.info("greedy output on %d prompts …", len(prompts))
-    greedy = check_greedy(pair, draft, target, prompts, engine)
-    log.info("the joint distribution of sampled output …")
-    decoder = SpeculativeDecoder(
-        draft, target, SAMPLED_DRAFT_TOKENS, pair.vocabulary, engine=engine
-    )
-    for temperature in TEMPERATURES:
-        decoder.prepare(temperature)
+    greedy = check_greedy(pair, prompts, engine)
     shortest = sorted(prompts, key=lambda prompt: prompt.token_count)[:CONTEXTS]
-    contexts = [_context(pair, decoder, prompt) for prompt in shortest]
-    sampling = check_sampling(decoder, contexts)
-    sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest]
+    contexts = [pair.encode(prompt.text) for prompt in shortest]
+    contexts.append(_one_token(pair, contexts[0]))
+    log.info("the joint distribution of sampled output …")
+    decoder_of = cache(partial(pair.decoder, engine=engine))
+    sampling = check_sampling(decoder_of, contexts)
+    sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest] + ["one token"]
 
     parts = (greedy, sampling, rule)
     return {
@@ -66,30 +57,28 @@ def examine(
         "sampling": sampling,
         "rule": rule,
         "provenance": {
-            "pair_entry": asdict(pair),
+            "pair_entry": asdict(pair.entry),
             "prompts": described,
+            # What the checkpoint asks for and this engine doesn't do: it isn't part of the target.
+            "ignored_settings": list(getattr(pair.target, "ignored_settings", [])),
             "engine_requested": engine,
-            **_path_taken(decoder, contexts[0]),
+            **_path_taken(decoder_of(SAMPLED_DRAFT_TOKENS), contexts[0]),
             "code_digest": code_digest(__name__),
-            "environment": capture_environment(target.device),
+            "environment": capture_environment(pair.target.device),
         },
     }
 
 
-def _limit(wrapper: ModelWrapper, chat: str) -> Limit:
-    """What a model leaves for a prompt: its context less what is decoded behind it."""
-    room = NEW_TOKENS + max(DRAFT_TOKENS)
-    context = wrapper.context_length
-    left = None if context is None else context - room
-    return Limit(wrapper.name, wrapper.tokenizer, left, chat)
+def _one_token(pair: LoadedPair, encoded: Encoded) -> Encoded:
+    """The first token of a prompt that isn't a special one, as a prompt."""
+    ids = []
+    for name, prompt in zip(("target", "draft"), encoded, strict=True):
+        special = getattr(pair.tokenizer(name), "all_special_ids", [])
+        ids.append(prompt and [next((i for i in prompt if i not in special), prompt[0])])
+    return Encoded(*ids)
 
 
-def _context(pair, decoder: SpeculativeDecoder, prompt: Prompt) -> Context:
-    prompt_ids, shown = encode_for(pair, decoder, prompt.text)
-    return Context(prompt_ids, shown.get("draft_prompt_ids"))
-
-
-def _path_taken(decoder: SpeculativeDecoder, context: Context) -> dict:
+def _path_taken(decoder: SpeculativeDecoder, context: Encoded) -> dict:
     """How the pair decodes, as its results say: its drafter, its vocabularies, its engine."""
     result = decoder.generate(max_new_tokens=2, temperature=1.0, seed=0, **context._asdict())
     names = ("drafter", "vocabulary_match", "engine", "engine_reason")

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 import torch
 
 from specdec.data.dataset import Prompt
-from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.job import encode_for
-from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.registry import ModelPair
+from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.wrapper import ModelWrapper, Session
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 DRAFT_TOKENS = (1, 2, 4, 8)
 NEW_TOKENS = 48
@@ -41,36 +41,34 @@ class Parting:
 
 
 def check_greedy(
-    pair: ModelPair,
-    draft: ModelWrapper,
-    target: ModelWrapper,
+    pair: LoadedPair,
     prompts: list[Prompt],
     engine: str,
 ) -> dict:
-    """The `greedy` part of a certificate, of a pair's two models.
+    """The `greedy` part of a certificate.
 
     The target alone decodes eagerly, whatever `engine` the pair is asked to take: a mistake of an
     engine must not stand on both sides.
     """
-    baseline = AutoregressiveDecoder(target, engine="eager")
-    decoders = {
-        k: SpeculativeDecoder(draft, target, k, pair.vocabulary, engine=engine)
-        for k in DRAFT_TOKENS
-    }
+    target = pair.target
+    baseline = pair.decoder(0, "eager")
+    decoders = {k: pair.decoder(k, engine) for k in DRAFT_TOKENS}
     engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
-    for decoder in decoders.values():
+    for k, decoder in decoders.items():
+        log.info("preparing K = %d", k)
         decoder.prepare()
     moved = dict.fromkeys(DRAFT_TOKENS, 0.0)
     partings: list[Parting] = []
-    for prompt in prompts:
-        ids, _ = encode_for(pair, baseline, prompt.text)
+    for number, prompt in enumerate(prompts, 1):
+        log.info("prompt %d of %d", number, len(prompts))
+        encoded = pair.encode(prompt.text)
+        ids = encoded.prompt_ids
         alone = baseline.generate(ids, NEW_TOKENS).generated_ids
         one_row = _replay(target, ids, alone, rows=1)
         for k, decoder in decoders.items():
             block = _replay(target, ids, alone, rows=k + 1)
             moved[k] = max(moved[k], float((block - one_row).abs().max()))
-            ids, shown = encode_for(pair, decoder, prompt.text)
-            result = decoder.generate(ids, NEW_TOKENS, **shown)
+            result = decoder.generate(max_new_tokens=NEW_TOKENS, **encoded._asdict())
             engines[k].add(result.engine)
             together = result.generated_ids
             if together != alone:
@@ -98,10 +96,10 @@ def check_greedy(
 def _replay(target: ModelWrapper, prompt: list[int], ids: list[int], rows: int) -> torch.Tensor:
     """Logits `[len(ids), V]`, float64, before each id, reading the ids `rows` at a time."""
     session = Session(target)
-    logits = [session.feed(torch.tensor(prompt), keep=1)]
+    logits = [session.read(torch.tensor(prompt), keep=1).logits]
     for start in range(0, len(ids) - 1, rows):
         block = torch.tensor(ids[start : min(start + rows, len(ids) - 1)])
-        logits.append(session.feed(block, keep=len(block)))
+        logits.append(session.read(block, keep=len(block)).logits)
     return torch.cat(logits).double()
 
 

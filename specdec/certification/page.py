@@ -15,6 +15,7 @@ def format_page(certificate: dict) -> str:
         f"{sides[0]} → {sides[1]}, on {environment['device']}, "
         f"specdec {environment['specdec']}, code {provenance['code_digest']}.",
         _engine(provenance),
+        *_exceptions(provenance),
         _greedy(certificate["greedy"], provenance["prompts"]),
         _sampling(certificate["sampling"]),
         _rule(certificate["rule"]),
@@ -31,6 +32,20 @@ def _engine(provenance: dict) -> str:
     text = f"Engine: {provenance['engine']} (asked for: {provenance['engine_requested']})"
     reason = provenance["engine_reason"]
     return f"{text}; {reason}." if reason else f"{text}."
+
+
+def _exceptions(provenance: dict) -> list[str]:
+    """What this certificate doesn't speak of, a paragraph each."""
+    paragraphs = [
+        f"Left out, {reason}." for reason in provenance["prompts"].get("left_out", {}).values()
+    ]
+    if provenance["ignored_settings"]:
+        paragraphs.append(
+            "The target's generation config also asks for "
+            f"{', '.join(provenance['ignored_settings'])}: none of it is done here, alone or in a "
+            "pair, so this is about the model's own distribution, not that of `model.generate()`."
+        )
+    return paragraphs
 
 
 def _greedy(part: dict, prompts: dict) -> str:
@@ -77,11 +92,12 @@ def _sampling(part: dict) -> str:
     lines = [
         f"## Sampled output: {_verdict(part)}",
         "",
-        f"{part['draws']} draws of {part['tokens']} tokens at K = {part['draft_tokens']}, on "
-        f"{part['contexts']} contexts, counted in {part['cells']} cells of equal probability: "
+        f"{part['draws']} draws of {part['tokens']} tokens, on {part['contexts']} contexts (the "
+        f"last of one token) and at {len(part['settings'])} settings, counted in "
+        f"{part['cells']} cells of equal probability: "
         f"p = {part['p_value']:.3g} over all tests (a defect below {part['significance']:g}). A "
         f"total variation of {part['detectable_total_variation']:.3f} over the cells would have "
-        f"been caught with {part['power']:.0%} power at either temperature.",
+        f"been caught with {part['power']:.0%} power at each setting.",
     ]
     if part["draft_total_variation"] is not None:
         lines += [
@@ -91,15 +107,23 @@ def _sampling(part: dict) -> str:
         ]
     lines += [
         "",
-        "| temperature | test: the joint distribution, or one mistake | χ² | degrees | p |",
-        "|---|---|---|---|---|",
+        "| K | temperature | top-k | top-p | test: the joint distribution, or one mistake | χ² "
+        "| degrees | p |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {test['temperature']:g} | {test['test']} | {test['statistic']:.1f} | {test['degrees']} "
-        f"| {test['p_value']:.3g} |"
+        f"| {test['draft_tokens']} | {test['temperature']:g} | {test['top_k']} "
+        f"| {test['top_p']:g} | {test['test']} | {_statistic(test)} | {test['p_value']:.3g} |"
         for test in part["tests"]
     ]
     return "\n".join(lines)
+
+
+def _statistic(test: dict) -> str:
+    """χ² and its degrees of freedom; where there are none, a count."""
+    if test["degrees"] is None:
+        return f"{test['statistic']:.0f} words | "
+    return f"{test['statistic']:.1f} | {test['degrees']}"
 
 
 def _rule(part: dict) -> str:

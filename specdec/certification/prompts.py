@@ -8,7 +8,7 @@ from pathlib import Path
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.data.prompts import Limit, build_dataset, digest, token_statistics
 from specdec.data.sources import BUILTIN, BUILTIN_TEMPLATES, load_texts, parse_source
-from specdec.utils.errors import SpecdecError
+from specdec.utils.errors import SpecdecError, one_line
 from specdec.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -24,12 +24,8 @@ def load_prompts(path: Path | None, field: str, limits: list[Limit]) -> tuple[li
     record; None takes built-in prompts. Raises SpecdecError where nothing fits.
     """
     if path is None:
-        sources = {
-            domain: load_texts(parse_source(domain, BUILTIN), log.warning)
-            for domain in BUILTIN_TEMPLATES
-        }
-        candidates = build_dataset(sources, BUILTIN_PER_DOMAIN, SEED, limits).prompts
-    elif _is_prompt_file(path):
+        return _builtin_prompts(limits)
+    if _is_prompt_file(path):
         candidates = PromptDataset.load(path).prompts
     else:
         texts = load_texts(
@@ -40,15 +36,38 @@ def load_prompts(path: Path | None, field: str, limits: list[Limit]) -> tuple[li
             for i, text in enumerate(texts.texts)
             if text.prompt.strip()
         ]
-    fitting = [prompt for prompt in candidates if _fits(prompt, limits)]
+    different = {prompt.text: prompt for prompt in reversed(candidates)}  # the first of equal ones
+    fitting = [p for p in candidates if different[p.text] is p and _fits(p, limits)]
     if not fitting:
         bounds = " and ".join(map(str, limits))
         raise SpecdecError(f"{path}: no prompt is within {bounds}; give shorter ones")
-    return fitting, {
-        "source": BUILTIN if path is None else str(path),
-        "digest": digest(fitting),
-        "passed_over": len(candidates) - len(fitting),
-        "tokens": token_statistics(fitting),
+    return fitting, _describe(str(path), fitting, {"passed_over": len(candidates) - len(fitting)})
+
+
+def _builtin_prompts(limits: list[Limit]) -> tuple[list[Prompt], dict]:
+    """Those of the domains of which enough fit: a short context leaves room for short ones only."""
+    prompts, left_out = [], {}
+    for domain in BUILTIN_TEMPLATES:
+        source = load_texts(parse_source(domain, BUILTIN), log.warning)
+        try:
+            prompts += build_dataset({domain: source}, BUILTIN_PER_DOMAIN, SEED, limits).prompts
+        except SpecdecError as error:
+            left_out[domain] = one_line(error)
+            log.warning("left out: %s", left_out[domain])
+    if not prompts:
+        raise SpecdecError(
+            f"built-in prompts: {'; '.join(left_out.values())}: give short ones with --prompts"
+        )
+    return prompts, _describe(BUILTIN, prompts, {"passed_over": 0, "left_out": left_out})
+
+
+def _describe(source: str, prompts: list[Prompt], choice: dict) -> dict:
+    return {
+        "source": source,
+        "digest": digest(prompts),
+        "domains": list(dict.fromkeys(prompt.domain for prompt in prompts)),
+        **choice,
+        "tokens": token_statistics(prompts),
     }
 
 

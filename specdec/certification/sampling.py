@@ -14,73 +14,99 @@ emit instead of the target's p. The score (other − p) / (other + p) of the emi
 exactly known mean and variance under p, so its sum over all places tells whether the output leans
 that way, more sharply than any cells.
 
+**Words that top-k or top-p cut.** They have probability 0, so emitting them is no matter of chance,
+but on the edge of what is kept rounding decides: one token in a thousand is allowed for.
+
 The significance is shared among the tests. The probabilities come from one pass without a cache and
-from transformers' own temperature: from nothing of what is examined.
+from transformers' own warpers: from nothing of what is examined.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import stats
 from torch.nn.functional import pad
-from transformers import TemperatureLogitsWarper
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from specdec.analysis.goodness_of_fit import goodness_of_fit
 from specdec.certification.mistakes import emitted_by_mistake
-from specdec.decoding.drafters import IntersectionDraft
-from specdec.decoding.generation import Generation
-from specdec.decoding.sampling import Warp
+from specdec.decoding.drafters.bridged import IntersectionDraft
+from specdec.decoding.generation import Generation, make_request
+from specdec.decoding.loaded_pair import Encoded
+from specdec.decoding.sampling import Greedy, Sampling, Warp
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+
+class Setting(NamedTuple):
+    """How generations are made: draft tokens, and what is done to logits before a draw."""
+
+    draft_tokens: int
+    warp: Warp
+
 
 DRAFT_TOKENS = 3
-TOKENS = 5  # of a draw: more than K + 1, so that each spans two rounds or more
+SETTINGS = (
+    Setting(DRAFT_TOKENS, Warp(1.0)),
+    Setting(DRAFT_TOKENS, Warp(0.7)),  # a target that is not warped shows below 1 only
+    # One top-k and top-p, since each is compiled by itself; either is the tighter one somewhere.
+    Setting(1, Warp(0.7, top_k=10, top_p=0.9)),
+    Setting(2, Warp(1.0, top_k=10, top_p=0.9)),
+    Setting(8, Warp(1.0, top_k=10, top_p=0.9)),
+)
+TOKENS = 5  # of a draw: more than DRAFT_TOKENS + 1, so that it spans two rounds or more
 BLOCKS = 4  # draws in a generation, one behind the other: independent, given what came before
-GENERATIONS = 128  # at each temperature
-TEMPERATURES = (1.0, 0.7)  # a target that is not warped shows at the second only
+GENERATIONS = 128  # at each setting
 BINS = 2  # at each place: 32 cells, 16 draws in each
 CELLS = BINS**TOKENS
 LENGTH = BLOCKS * TOKENS  # tokens of a generation
 SIGNIFICANCE = 1e-4  # of all tests together; the draws are seeded, so a certificate repeats itself
 POWER = 0.99
+AT_THE_EDGE = 1e-3  # share of tokens that rounding may put on the other side of a cut
 SCORED_AT_ONCE = 8
 
 
-class Context(NamedTuple):
-    """What is to be continued, in token ids of the target and, in another form, of the draft."""
-
-    prompt_ids: list[int]
-    draft_prompt_ids: list[int] | None = None
-
-
 def check_sampling(
-    decoder: SpeculativeDecoder, contexts: list[Context], generations: int = GENERATIONS
+    decoder_of: Callable[[int], SpeculativeDecoder],
+    contexts: list[Encoded],
+    generations: int = GENERATIONS,
 ) -> dict:
     """The `sampling` part of a certificate.
 
     Args:
-        decoder: the pair's, with `DRAFT_TOKENS` draft tokens.
+        decoder_of: the pair's decoder of a number of draft tokens.
         contexts: the generations are divided evenly among them.
-        generations: at each temperature, of `BLOCKS` draws each; below 40 the cells are too rare.
+        generations: at each setting, of `BLOCKS` draws each; below 40 the cells are too rare.
     """
     tests, caught, distances = [], [], []
-    for temperature in TEMPERATURES:
+    for number, setting in enumerate(SETTINGS, 1):
+        log.info("setting %d of %d: K = %d, %s", number, len(SETTINGS), *setting)
+        decoder = decoder_of(setting.draft_tokens)
+        decoder.prepare(**asdict(setting.warp))
         sample = Sample()
         for number, context in enumerate(contexts):
             seeds = range(number, generations, len(contexts))
-            for emitted, p, q in _scored(decoder, context, temperature, seeds):
-                sample.add(emitted, p, q, temperature)
+            for emitted, p, q in _scored(decoder, context, setting.warp, seeds):
+                sample.add(emitted, p, q, setting.warp.temperature)
         fit = goodness_of_fit(sample.counts, np.full(CELLS, 1 / CELLS))
         caught.append(fit)
-        tests.append(_describe(temperature, "joint", fit.statistic, fit.degrees, fit.p_value))
+        tests.append(_describe(setting, "joint", fit.statistic, fit.degrees, fit.p_value))
         for mistake, (deviation, variance) in sample.scores.items():
             statistic = deviation**2 / variance if variance else 0.0
             p_value = float(stats.chi2.sf(statistic, 1))
-            tests.append(_describe(temperature, mistake, statistic, 1, p_value))
+            tests.append(_describe(setting, mistake, statistic, 1, p_value))
+        if setting.warp.top_k or setting.warp.top_p < 1:
+            allowed = AT_THE_EDGE * generations * LENGTH
+            p_value = float(stats.poisson.sf(sample.cut_words - 1, allowed))
+            tests.append(_describe(setting, "words that are cut", sample.cut_words, None, p_value))
         distances += sample.distances
     share = SIGNIFICANCE / len(tests)
     p_value = min(1.0, len(tests) * min(test["p_value"] for test in tests))
@@ -95,6 +121,7 @@ def check_sampling(
         "power": POWER,
         "draft_total_variation": float(np.mean(distances)) if distances else None,
         "draft_tokens": DRAFT_TOKENS,
+        "settings": [_settings(setting) for setting in SETTINGS],
         "tokens": TOKENS,
         "cells": CELLS,
         "contexts": len(contexts),
@@ -102,9 +129,15 @@ def check_sampling(
     }
 
 
-def _describe(temperature: float, name: str, statistic: float, degrees: int, p_value) -> dict:
-    return {
-        "temperature": temperature,
+def _settings(setting: Setting) -> dict:
+    return {"draft_tokens": setting.draft_tokens, **asdict(setting.warp)}
+
+
+def _describe(
+    setting: Setting, name: str, statistic: float, degrees: int | None, p_value: float
+) -> dict:
+    """A test's outcome; without degrees of freedom the statistic is a count."""
+    return _settings(setting) | {
         "test": name,
         "statistic": float(statistic),
         "degrees": degrees,
@@ -113,16 +146,17 @@ def _describe(temperature: float, name: str, statistic: float, degrees: int, p_v
 
 
 class Sample:
-    """What is kept of the generations at one temperature.
+    """What is kept of the generations at one setting.
 
     `counts` `[CELLS]` are draws; `scores` holds, for each mistake, how far the sum of its scores is
-    from its mean and the variance of that sum; `distances` are total variations of the draft from
-    the target.
+    from its mean and the variance of that sum; `cut_words` were emitted though the target's p of
+    them is 0; `distances` are total variations of the draft from the target.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros(CELLS, dtype=int)
         self.scores: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self.cut_words = 0
         self.distances: list[float] = []
         self._random = np.random.default_rng(0)
 
@@ -134,6 +168,7 @@ class Sample:
         uniforms = _transform(p, p if q is None else q / p, emitted, shares).cpu().numpy()
         bins = np.minimum((uniforms * BINS).astype(int), BINS - 1)
         np.add.at(self.counts, bins.reshape(BLOCKS, TOKENS) @ BINS ** np.arange(TOKENS), 1)
+        self.cut_words += int((p.gather(-1, emitted.unsqueeze(-1)) == 0).sum())
         for mistake, other in emitted_by_mistake(p, q, temperature).items():
             self.scores[mistake] += _score(p, other, emitted)
         if q is not None:
@@ -149,14 +184,14 @@ def _score(p: torch.Tensor, other: torch.Tensor, tokens: torch.Tensor) -> np.nda
     return np.array([float(deviation.sum()), float(variance.clamp(min=0).sum())])
 
 
-def _scored(decoder, context, temperature, seeds) -> Iterator[tuple]:
+def _scored(decoder, context, warp, seeds) -> Iterator[tuple]:
     """`(tokens [n], p [n, V], q [n, V] or None)` of each generation: p target, q draft."""
     for start in range(0, len(seeds), SCORED_AT_ONCE):
         results = [
             decoder.generate(
                 context.prompt_ids,
                 LENGTH,
-                temperature=temperature,
+                **asdict(warp),
                 seed=seed,
                 eos_token_id=None,
                 draft_prompt_ids=context.draft_prompt_ids,
@@ -164,59 +199,64 @@ def _scored(decoder, context, temperature, seeds) -> Iterator[tuple]:
             for seed in seeds[start : start + SCORED_AT_ONCE]
         ]
         emitted = torch.tensor([result.generated_ids for result in results])  # [generations, n]
-        p = _probabilities(decoder.target, context.prompt_ids, emitted, temperature)
+        p = _probabilities(decoder.target, context.prompt_ids, emitted, warp)
         if decoder.vocabularies is None or decoder.vocabularies.is_shared:
             shown = context.draft_prompt_ids or context.prompt_ids
-            q = _probabilities(decoder.draft, shown, emitted, temperature)
+            q = _probabilities(decoder.draft, shown, emitted, warp)
             size = min(q.shape[-1], p.shape[-1])
             q = pad(q[..., :size], (0, p.shape[-1] - size)).to(p.device)
         elif results[0].drafter == IntersectionDraft.__name__:
-            rows = [
-                _intersection_rows(decoder, context, ids, temperature) for ids in emitted.tolist()
-            ]
+            rows = [_intersection_rows(decoder, context, ids, warp) for ids in emitted.tolist()]
             q = torch.stack(rows).to(p.device)
         else:
             q = [None] * len(results)  # a draft that proposes text has no probabilities of words
         yield from zip(emitted.to(p.device), p, q, strict=True)
 
 
-def _probabilities(wrapper, prompt, emitted, temperature) -> torch.Tensor:
+def _probabilities(wrapper, prompt, emitted, warp) -> torch.Tensor:
     """What a model draws emitted tokens from, `[generations, n, V]`, by a pass without a cache."""
     sequences = torch.cat([torch.tensor(prompt).expand(len(emitted), -1), emitted[:, :-1]], dim=1)
     logits, _ = wrapper.forward(sequences, use_cache=False, logits_to_keep=LENGTH)
-    return _warped(logits[..., : wrapper.vocab_size], temperature)
+    return _warped(logits[..., : wrapper.vocab_size], warp)
 
 
-def _warped(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    return TemperatureLogitsWarper(temperature)(None, logits.double()).softmax(-1)
+def _warped(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
+    """Probabilities `[n, V]` or `[V]` by transformers' own warpers, in float64."""
+    scores = logits.double().reshape(-1, logits.shape[-1])
+    warpers = [TemperatureLogitsWarper(warp.temperature)]
+    if warp.top_k:
+        warpers.append(TopKLogitsWarper(warp.top_k))
+    if warp.top_p < 1:
+        warpers.append(TopPLogitsWarper(warp.top_p))
+    for warper in warpers:
+        scores = warper(None, scores)
+    return scores.softmax(-1).reshape(logits.shape)
 
 
 class _Scores:
     """In place of a run's sampler: keeps what a drafter would draw from, `rows` of `[V]`."""
 
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
+    def __init__(self, warp: Warp) -> None:
+        self._warp = warp
         self.rows: list[torch.Tensor] = []
 
     def propose(self, logits: torch.Tensor, position) -> tuple[torch.Tensor, torch.Tensor]:
-        self.rows.append(_warped(logits, self._temperature))
+        self.rows.append(_warped(logits, self._warp))
         return logits.argmax(-1), self.rows[-1]
 
 
-def _intersection_rows(decoder, context, emitted: list[int], temperature) -> torch.Tensor:
+def _intersection_rows(decoder, context, emitted: list[int], warp) -> torch.Tensor:
     """What a draft of another vocabulary draws each emitted token from, `[n, V]`."""
-    drafter = IntersectionDraft(decoder.draft, decoder.vocabularies)
-    warp = Warp(temperature)
-    run = Generation(
-        decoder.target, context.prompt_ids, LENGTH, warp, 0, None, None, draft_tokens=1
-    )
-    run.sampler = _Scores(temperature)
+    request = make_request(decoder.target, context.prompt_ids, LENGTH)
+    run = Generation(decoder.target, request, Sampling(Greedy))
+    run.sampler = _Scores(warp)
     shown = context.draft_prompt_ids
-    drafter.start(run, None if shown is None else torch.tensor(shown))
+    drafter = IntersectionDraft(decoder.draft, decoder.vocabularies)
+    drafting = drafter.begin(run, None if shown is None else torch.tensor(shown), None)
     for token in emitted:
-        drafter.propose(run, 1)
+        drafting.propose(1)
+        drafting.settle(0, token, None)
         run.hand_over([token])
-        drafter.roll_back(run, run.length)
     return torch.stack(run.sampler.rows)
 
 

@@ -1,1 +1,1 @@
-"""The commands of `python -m specdec`."""
+"""The commands of `specdec`."""

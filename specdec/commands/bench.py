@@ -1,9 +1,12 @@
-"""Time a pair on this machine, beside what its bytes allow and what transformers reaches."""
+"""Time a pair on this machine, beside what its bytes allow and what others reach."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from specdec.commands.arguments import check_numbers
+from specdec.utils.files import atomic_write, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--engine", default="auto", choices=["auto", "compiled", "eager"])
     parser.add_argument(
-        "--against", choices=["transformers"], help="time its generation as well, in turns"
+        "--against",
+        action="append",
+        default=[],
+        choices=["transformers", "llama.cpp"],
+        help="time its generation as well, in turns; may be given twice",
     )
     parser.add_argument(
         "--synthetic-acceptance",
@@ -43,21 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also time our arms without timed phases, to see what the timing costs",
     )
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--out", type=Path, help="write the JSON document to this file as well")
+    parser.add_argument(
+        "--out", type=Path, help="file for the JSON document; default: the last line"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_numbers(arguments, least_k=1)
+    if arguments.out is not None:
+        check_output(arguments.out)
+
     # Late, so that `--help` and a wrong argument answer at once.
     from specdec.benchmark.page import format_json
     from specdec.benchmark.run import benchmark
     from specdec.benchmark.settings import Settings
-    from specdec.utils.files import atomic_write
 
-    options = vars(arguments) | {"k": tuple(sorted(set(arguments.k)))}
+    options = vars(arguments) | {
+        "k": tuple(sorted(set(arguments.k))),
+        "against": tuple(dict.fromkeys(arguments.against)),
+    }
     out = options.pop("out")
     options.pop("run")
     line = format_json(benchmark(Settings(**options), show=print))
-    print(line)
-    if out is not None:
+    if out is None:
+        print(line)
+    else:
         with atomic_write(out) as file:
             file.write(line + "\n")
+        print(f"written: {out}")

@@ -25,10 +25,21 @@ def run(arguments: argparse.Namespace) -> None:
     # Late, so that `--help` and a wrong argument answer at once.
     import json
 
+    from specdec.utils.errors import SpecdecError
+    from specdec.utils.files import atomic_write, check_output
+
+    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
+    check_output(path)
+    if arguments.prompts:
+        try:
+            arguments.prompts.open().close()
+        except OSError as error:
+            raise SpecdecError(
+                f"--prompts: {arguments.prompts} can't be read ({error.strerror})"
+            ) from error
+
     from specdec.certification.certificate import examine
     from specdec.certification.page import format_page
-    from specdec.utils.errors import SpecdecError
-    from specdec.utils.files import atomic_write
 
     certificate = examine(
         arguments.pair,
@@ -40,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     page = format_page(certificate)
     print(page)
-    path = FOLDER / f"{arguments.pair}_{arguments.engine}.json"
     with atomic_write(path) as file:
         json.dump(certificate, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -52,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.pair}: defect ({', '.join(broken)}): its output is not its target's; "
             f"{path.with_suffix('.md')} says where"
         )
+    print(f"{arguments.pair}: pass: its output is its target's ({path.with_suffix('.md')})")
 
 
 def _is_broken(part: dict) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.data.records import check_unicode
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write
 
@@ -76,27 +77,35 @@ class PromptDataset:
                 prompts.append(Prompt(**fields))
             except TypeError as error:
                 raise SpecdecError(f"{path}, prompt {number}: {error}: {rebuild}") from error
+            check_unicode(prompts[-1].text, f"{path}, prompt {number}")
         dataset = cls(prompts, content.get("card"))
         if dataset.card.get("digest", digest(prompts)) != digest(prompts):
             raise SpecdecError(f"{path} was changed after it was built: {rebuild}")
         return dataset
 
 
-def encode_prompt(tokenizer: Any, text: str, chat: str = "auto") -> list[int]:
+def encode_prompt(
+    tokenizer: Any, prompt: str | list[dict[str, str]], chat: str = "auto"
+) -> list[int]:
     """Token ids of a prompt: as a user's message if the tokenizer has a chat template, else plain.
 
+    `prompt` may be the messages of a chat so far (`role` and `content`): these need the template.
     `chat="none"` leaves the template out. Never begins with two begin-of-text tokens, which a
     template and the tokenizer, or a text and the tokenizer, would give together.
     """
     if chat not in CHAT_MODES:
         raise SpecdecError(f"chat: {chat!r} is not one of {', '.join(CHAT_MODES)}")
+    if isinstance(prompt, str):
+        check_unicode(prompt, "the prompt")
     if chat == "auto" and tokenizer.chat_template:
-        message = [{"role": "user", "content": text}]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = tokenizer.apply_chat_template(
-            message, add_generation_prompt=True, tokenize=True, return_dict=False
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
+    elif isinstance(prompt, str):
+        ids = tokenizer(prompt, verbose=False).input_ids
     else:
-        ids = tokenizer(text, verbose=False).input_ids
+        raise SpecdecError("the messages of a chat need a tokenizer with a chat template")
     bos = tokenizer.bos_token_id
     while bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]

@@ -26,8 +26,9 @@ BENCHMARK_SOURCES = {
 }
 NOTE = (
     "A prompt_id numbers the place in its domain's seeded order, which no tokenizer changes. "
-    "Prompts were examined in that order until enough were chosen; those that were empty or "
-    "too_long for a limit were passed over whole, none was cut."
+    "Prompts were examined in that order until enough were chosen; those that were empty, "
+    "too_long for a limit, or duplicates of a text chosen before were passed over whole, none was "
+    "cut."
 )
 
 
@@ -67,16 +68,20 @@ def choose_prompts(
     The first limit is the target's: its tokenizer gives the token counts. Raises SpecdecError
     where fewer fit.
     """
-    target, chosen, empty, too_long = limits[0], [], 0, 0
+    target, chosen, empty, too_long, duplicates = limits[0], [], 0, 0, 0
+    seen: set[str] = set()  # a text that comes twice is not two independent prompts
     for place, index in enumerate(seeded_order(domain, len(source.texts), seed)):
         if len(chosen) == count:
             break
         text = source.texts[index]
         if not text.field.strip():
             empty += 1
+        elif text.prompt in seen:
+            duplicates += 1
         elif not _fits(text, source.max_field_tokens, limits):
             too_long += 1
         else:
+            seen.add(text.prompt)
             length = target.length(text.prompt)
             chosen.append(Prompt(f"{domain}_{place:03d}", domain, text.prompt, length))
     if len(chosen) < count:
@@ -84,14 +89,15 @@ def choose_prompts(
         raise SpecdecError(
             f"{domain}: {count} prompts wanted, {len(chosen)} of {len(source.texts)} from "
             f"{source.origin['label']} fit ({empty} empty, {too_long} longer than "
-            f"{bounds or f'{source.max_field_tokens} tokens'}): "
+            f"{bounds or f'{source.max_field_tokens} tokens'}, {duplicates} duplicates): "
             "lower prompts_per_domain or max_new_tokens, or name another source"
         )
     card = {
         "source": source.origin,
         "available": len(source.texts),
-        "examined": len(chosen) + empty + too_long,
+        "examined": len(chosen) + empty + too_long + duplicates,
         "empty": empty,
+        "duplicates": duplicates,
         "too_long": too_long,
         "chosen": len(chosen),
         "tokens": token_statistics(chosen),

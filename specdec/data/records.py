@@ -19,7 +19,10 @@ class Text(NamedTuple):
 
 
 def records(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of a JSON array or of JSON lines, gzipped or not."""
+    """(place, record) of a JSON array, of one under `data`, or of JSON lines; gzipped or not.
+
+    A record that is but a text stands for one whose field `text` it is.
+    """
     try:
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
@@ -28,18 +31,33 @@ def records(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         raise SpecdecError(
             f"{path} is no JSON text ({error}): give JSON or JSON lines in UTF-8, gzipped or not"
         ) from error
-    if text.lstrip().startswith("["):
-        items = [(f"record {i}", item) for i, item in enumerate(_parse(text, str(path)), 1)]
+    listed = _listed(text, path)
+    if listed is not None:
+        items = [(f"record {i}", item) for i, item in enumerate(listed, 1)]
     else:
         lines = ((f"line {i}", line) for i, line in enumerate(text.split("\n"), 1))
         items = ((place, _parse(line, f"{path}, {place}")) for place, line in lines if line.strip())
     for place, item in items:
+        if isinstance(item, str):
+            item = {"text": item}
         if not isinstance(item, dict):
             raise SpecdecError(
                 f"{path}, {place}: found {str(item)[:40]!r} where a record is needed: "
-                "each is an object with named fields"
+                "each is a text, or an object with named fields"
             )
         yield place, item
+
+
+def _listed(text: str, path: Path) -> list[Any] | None:
+    """The records of a file that holds them in a list; None where each has a line of its own."""
+    if text.lstrip().startswith("["):
+        return _parse(text, str(path))
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return None
+    data = whole.get("data") if isinstance(whole, dict) else None
+    return data if isinstance(data, list) else None
 
 
 def _parse(text: str, where: str) -> Any:
@@ -50,7 +68,10 @@ def _parse(text: str, where: str) -> Any:
 
 
 def render(record: dict[str, Any], field: str, template: str, where: str) -> Text:
-    """The text of a record. Fields left empty leave no blank space at the ends of the prompt."""
+    """The text of a record. Fields left empty leave no blank space at the ends of the prompt.
+
+    Raises SpecdecError, naming the place, for a field that isn't there or is no Unicode text.
+    """
     text = _look_up(record, field, where)
     parts, has_gap = [], False
     for literal, name in template_fields(template, where):
@@ -60,7 +81,19 @@ def render(record: dict[str, Any], field: str, template: str, where: str) -> Tex
             has_gap |= not value
             parts.append(value)
     prompt = "".join(parts)
+    check_unicode(text + prompt, where)
     return Text(text, prompt.strip() if has_gap else prompt)
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raise SpecdecError for half a character, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SpecdecError(
+            f"{where}: \\u{ord(text[error.start]):04x} alone is half a character, so this is no "
+            "Unicode text: mend it or take it out"
+        ) from error
 
 
 def _look_up(record: dict[str, Any], dotted: str, where: str) -> str:

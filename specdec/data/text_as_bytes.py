@@ -15,5 +15,5 @@ class TextAsBytes:
     def __call__(self, text: str, **settings) -> SimpleNamespace:
         return SimpleNamespace(input_ids=list(text.encode()))
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **settings) -> str:
         return ""

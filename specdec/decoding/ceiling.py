@@ -29,7 +29,7 @@ def acceptance_ceiling(
     if shared or places < 1:
         return None
     read = torch.tensor([*prompt_ids, *generated_ids[:-1]], device=decoder.target.device)
-    logits = Session(decoder.target).extend(read, keep=places)  # [places, V]
+    logits = Session(decoder.target).read(read, keep=places).logits  # [places, V]
     if warp.temperature == 0:
         probabilities = one_hot(logits.argmax(-1), logits.shape[-1])
     else:

@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.decoding.narrow import build_operators
+from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
@@ -30,12 +32,22 @@ from specdec.utils.reproducibility import processor_name
 
 log = get_logger(__name__)
 
+_kept_only: ContextVar[bool] = ContextVar("kept_only", default=False)
 
-def cache_folder() -> Path:
-    """Where compiled pieces are kept: `$SPECDEC_CACHE`, else in the user's cache folder."""
-    named = os.environ.get("SPECDEC_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(user) / "specdec"
+
+class NotKept(BaseException):
+    """Something would have to be compiled. No Exception: nobody who makes do without a compiler is
+    to catch it."""
+
+
+@contextlib.contextmanager
+def kept_only() -> Iterator[None]:
+    """In this block nothing is compiled: what isn't kept on disk raises NotKept."""
+    token = _kept_only.set(True)
+    try:
+        yield
+    finally:
+        _kept_only.reset(token)
 
 
 def compile_ahead(
@@ -52,11 +64,13 @@ def compile_ahead(
     Raises:
         Exception: whatever the compiler says about a module that it cannot do.
     """
-    build_operators(cache_folder())
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
     name = type(module).__name__
+    if _kept_only.get() and not path.exists():
+        raise NotKept(name)
+    build_operators(cache_folder())
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
         if not path.exists():
             log.info("compiling %s …", name)
@@ -115,7 +129,7 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "code": code_digest("specdec.decoding.compiled"),  # with the pieces, the cache, this file
+        "code": code_digest("specdec.engine.fast_model"),  # with the pieces, the cache, this file
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],

@@ -1,57 +1,110 @@
-"""What both decoders have around `generate`: the choice of an engine, and text in and out."""
+"""Both decoders: a request in, a result out. What they differ in is the drafter."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from threading import RLock
+from time import perf_counter
+
+import torch
+
 from specdec.data.dataset import encode_prompt
-from specdec.decoding.compiled import CompiledEngine, kind
-from specdec.decoding.sampling import Sampler, Warp, make_sampler
+from specdec.decoding.compiler import NotKept, kept_only
+from specdec.decoding.drafters.interface import Drafter
+from specdec.decoding.fast import Fast, prepare
+from specdec.decoding.generation import MODEL_END, Generation, Request, make_request
+from specdec.decoding.rounds import CompiledRounds, HostRounds, draw, read_token
+from specdec.decoding.sampling import Sampling, Warp, choose_sampling
+from specdec.engine.capture import CapturedRound
 from specdec.models.wrapper import ModelWrapper
-from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
+from specdec.profiling.metrics import GenerationResult
+from specdec.utils.errors import SpecdecError
 from specdec.utils.logging import get_logger
 
 ENGINES = ("auto", "eager", "compiled")
-
-# What of a run is compiled: everything, or the target's pass alone where the draft can't be.
-ALL, TARGET, NOTHING = "all", "target", "nothing"
 
 NOT_PREPARED = "not prepared: compiling takes a while, so engine 'auto' leaves it to prepare()"
 
 log = get_logger(__name__)
 
 
-class Decoder:
-    """What both decoders offer around `generate`, which each defines.
+class Decoder(ABC):
+    """Decodes with a target, and with whatever `drafter` names in front of it.
 
     `engine` is "eager" (the reference), "compiled" (compiled at the first use, an error where that
     can't be) or "auto": compiled after `prepare`, where that can be, else eager; a result says
     which it was, and why.
     """
 
+    num_draft_tokens = 0  # K
     synthetic_acceptance: float | None = None
 
-    def __init__(
-        self, target: ModelWrapper, draft: ModelWrapper | None, k: int, coupled: bool, engine: str
-    ) -> None:
+    def __init__(self, target: ModelWrapper, coupled: bool, engine: str) -> None:
         if engine not in ENGINES:
             raise SpecdecError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
         self.target, self.coupled, self.engine = target, coupled, engine
-        self.compiled = CompiledEngine(target, draft, k)
-        self._parts: dict[tuple, tuple[str, str | None]] = {}
+        self._prepared: dict[Sampling, Fast] = {}
+        self._captured: dict[tuple, list[CapturedRound]] = {}  # those that no run has
+        self._preparation_seconds = 0.0
+        self._one_at_a_time = RLock()
+        self._said: set[str] = set()  # the notes that the log has
 
-    @property
-    def preparation_seconds(self) -> float:
-        """What compiling and capturing took so far; no timing of a generation holds any of it."""
-        return self.compiled.preparation_seconds
+    @abstractmethod
+    def drafter(self, temperature: float) -> Drafter:
+        """What proposes at this temperature."""
 
-    def prepare(self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> None:
-        """Compile what `generate` with these settings needs; with engine "eager", nothing.
+    def generate(
+        self,
+        prompt_ids,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id=MODEL_END,
+        on_tokens=None,
+        draft_prompt_ids=None,
+        timed_phases: bool = True,
+    ) -> GenerationResult:
+        """Continue a prompt.
+
+        K is the same in every round, also in the last: what was proposed past the budget is masked
+        and what was emitted past it is cut, so that a budget changes nothing before it.
+
+        Args:
+            prompt_ids: `[n]` or `[1, n]` token ids: a list, an array or a tensor of integers.
+            max_new_tokens: budget, never exceeded.
+            temperature: 0 (and anything below 1e-6) takes the most likely token.
+            top_k: 0 keeps every token.
+            top_p: in (0, 1]; 1 keeps every token.
+            seed: the same request with the same seed gives the same tokens; None draws a fresh one.
+            eos_token_id: id or ids to stop at (kept, as the last token); by default those that the
+                model names; None never stops.
+            on_tokens: called with each list of tokens as it is handed over.
+            draft_prompt_ids: shows the draft another form of the prompt, in its own token ids (its
+                own chat template): that changes what is accepted, never the output's distribution.
+            timed_phases: whether phases are timed; without, nothing of it is in the loop.
 
         Raises:
-            SpecdecError: with engine "compiled", where the target can't be compiled.
+            SpecdecError: for an empty prompt, a bad setting, a request past the target's context,
+                or a target whose logits are not finite.
         """
-        sampler = self._sampler(Warp(temperature, top_k, top_p))
-        if self.engine != "eager" and kind(sampler) not in self._parts:
-            self._parts[kind(sampler)] = self._compile(sampler)
+        return self._run(
+            make_request(
+                self.target,
+                prompt_ids,
+                max_new_tokens,
+                temperature,
+                top_k,
+                top_p,
+                seed,
+                eos_token_id,
+                on_tokens,
+                draft_prompt_ids,
+                timed_phases,
+            )
+        )
 
     def generate_text(self, text: str, max_new_tokens: int = 50, **settings) -> str:
         """Continue a text; `settings` are those of `generate`. Returns the continuation only."""
@@ -59,58 +112,117 @@ class Decoder:
         result = self.generate(prompt_ids, max_new_tokens, **settings)
         return self.target.tokenizer.decode(result.generated_ids, skip_special_tokens=True)
 
-    def _what_is_compiled(self, warp: Warp) -> tuple[str, str | None]:
-        """ALL, TARGET or NOTHING, and the reason where it is not ALL that was asked for."""
-        if self.engine == "eager":
-            return NOTHING, None
-        if self.engine == "compiled":
-            self.prepare(warp.temperature, warp.top_k, warp.top_p)
-        return self._parts.get(kind(self._sampler(warp)), (NOTHING, NOT_PREPARED))
+    @property
+    def preparation_seconds(self) -> float:
+        """What compiling and capturing took so far; no timing of a generation holds any of it."""
+        return self._preparation_seconds
 
-    def _method(self, temperature: float) -> str:
-        """How tokens are chosen above temperature 0: as `make_sampler` calls it."""
-        return "coupled" if self.coupled else "rejection"
+    def prepare(self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> None:
+        """Compile what `generate` with these settings needs; with engine "eager", nothing.
 
-    def _draft_on_host(self, temperature: float) -> str | None:
-        """Why the draft proposes from the host, if it does."""
-        return None
+        Raises:
+            SpecdecError: with engine "compiled", where the target can't be compiled.
+        """
+        if self.engine != "eager":
+            self._prepare(Warp(temperature, top_k, top_p))
 
-    def _sampler(self, warp: Warp) -> Sampler:
-        """A sampler of the kind that such a request has, without its noise."""
-        method = self._method(warp.temperature)
-        forced = self.synthetic_acceptance
-        return make_sampler(warp, 0, 2, self.target.device, method, forced)
+    def prepare_from_disk(
+        self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+    ) -> bool:
+        """As `prepare`, unless something would have to be compiled first: then False, and nothing.
 
-    def _compile(self, sampler: Sampler) -> tuple[str, str | None]:
-        pieces = self.compiled.piece_names()
+        For a GPU nothing is kept.
+        """
+        if self.target.device.type != "cpu":
+            return False
         try:
-            # A target's pass is worth something alone where there is a draft to go before it.
-            for piece in ["verify"] if "draft" in pieces else pieces:
-                self.compiled.prepare(piece, sampler)
-        except Exception as error:  # compilers raise anything
-            reason = f"{self.target.name} can't be compiled: {_said(error)}"
-            if self.engine == "compiled":
-                raise SpecdecError(f"{reason}; take engine 'auto' or 'eager'") from error
-            log.warning("the eager engine it is: %s", reason)
-            return NOTHING, reason
-        reason = self._draft_on_host(sampler.warp.temperature)
-        if reason is None:
-            try:
-                for piece in pieces:
-                    self.compiled.prepare(piece, sampler)
-                return ALL, None
-            except Exception as error:
-                reason = f"the draft runs eagerly, for it can't be compiled: {_said(error)}"
-        log.info("%s", reason)
-        return TARGET, reason
+            with kept_only():
+                self.prepare(temperature, top_k, top_p)
+        except NotKept:
+            return False
+        return True
 
+    def _prepare(self, warp: Warp) -> Fast:
+        sampling = self._sampling(warp)
+        with self._one_at_a_time:
+            if sampling not in self._prepared:
+                began = perf_counter()
+                drafter = self.drafter(warp.temperature)
+                self._prepared[sampling] = prepare(self.target, drafter, sampling, self.engine)
+                self._preparation_seconds += perf_counter() - began
+            return self._prepared[sampling]
 
-def engine_fields(part: str, reason: str | None) -> dict:
-    """The fields of a result that say which engine ran."""
-    return {"engine": "eager" if part == NOTHING else "compiled", "engine_reason": reason}
+    def _fast(self, warp: Warp) -> Fast:
+        """What of a run is compiled."""
+        if self.engine == "eager":
+            return Fast()
+        if self.engine == "compiled":
+            return self._prepare(warp)
+        return self._prepared.get(self._sampling(warp), Fast(reason=NOT_PREPARED))
 
+    def _sampling(self, warp: Warp) -> Sampling:
+        """How tokens are chosen: decided by the drafter and the settings, before any round."""
+        gives_q = self.drafter(warp.temperature).gives_q
+        method = "coupled" if self.coupled else "rejection" if gives_q else "matching"
+        return choose_sampling(warp, method, forced=self.synthetic_acceptance is not None)
 
-def _said(error: Exception) -> str:
-    if is_out_of_memory(error):
-        raise error
-    return f"{type(error).__name__}: {one_line(error)[:200]}"
+    @torch.no_grad()
+    def _run(self, request: Request) -> GenerationResult:
+        k, drafter = self.num_draft_tokens, self.drafter(request.warp.temperature)
+        fast, sampling = self._fast(request.warp), self._sampling(request.warp)
+        run = Generation(self.target, request, sampling, k, self.synthetic_acceptance)
+        own = request.draft_prompt_ids
+        own = None if own is None else torch.tensor(own, device=run.prompt.device)
+        slots = max(run.prompt_length, 0 if own is None else len(own)) + run.max_new_tokens + k + 1
+        with ExitStack() as until_the_end:
+            captured = self._capture(fast, run, slots, until_the_end)
+            run.open = fast.opener(slots, captured, until_the_end)
+            run.start_clock()
+            with run.memory.phase("prefill"), run.timers.phase("prefill"):
+                target = run.open("target", self.target)
+                read = target.read(run.prompt, keep=1)
+                first = draw(run, read)
+                drafting = drafter.begin(run, own, read)
+            run.hand_over([read_token(first)])
+            with run.memory.phase("decode"):
+                if fast.round is None:
+                    rounds = HostRounds(run, target, drafting, k)
+                else:
+                    draft = drafting if k else None
+                    rounds = CompiledRounds(fast.round, run, target, draft, k, captured)
+                while not run.done:
+                    run.take(rounds.next())
+        notes = drafting.notes
+        for note in set(notes) - self._said:
+            log.warning("%s", note)
+            self._said.add(note)
+        return run.result(
+            notes=notes or None,
+            engine="eager" if fast.target is None else "compiled",
+            engine_reason=fast.reason,
+            **self._speculation(run, drafter, sampling),
+        )
+
+    def _speculation(self, run: Generation, drafter: Drafter, sampling: Sampling) -> dict:
+        """The fields of a result that only a run with a draft has."""
+        return {}
+
+    def _capture(self, fast: Fast, run: Generation, slots: int, until: ExitStack):
+        """On a GPU the round as a graph, over caches that no other run has; elsewhere None."""
+        if fast.round is None or self.target.device.type != "cuda":
+            return None
+        address = (run.sampler.sampling, run.timers.enabled)
+        with self._one_at_a_time:
+            free = self._captured.setdefault(address, [])
+            fitting = [c for c in free if c.caches["target"].slots >= slots]
+            if fitting:
+                free.remove(captured := fitting[0])
+            else:
+                free.clear()
+                began = perf_counter()
+                captured = fast.capture(
+                    self.num_draft_tokens, slots, run.sampler.noise, run.timers.enabled
+                )
+                self._preparation_seconds += perf_counter() - began
+        until.callback(free.append, captured)
+        return captured

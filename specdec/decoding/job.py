@@ -16,17 +16,15 @@ from pathlib import Path
 
 import torch
 
-from specdec.data.dataset import Prompt, encode_prompt
-from specdec.data.text_as_bytes import TextAsBytes
-from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.data.dataset import Prompt
 from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.decoder import Decoder
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.sampling import Warp
-from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.pair import check_pair, load_side
+from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
-from specdec.models.wrapper import ModelWrapper
-from specdec.profiling.metrics import BenchmarkConfig
+from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
+from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
@@ -100,10 +98,9 @@ def run_job(
         out: written whole, at the end.
         check_wanted: called before each prompt; raises where nobody waits for the job any more.
     """
-    check_pair(job.pair, job.device, with_draft=job.K > 0)
+    pair = LoadedPair(job.pair, job.device)
     digest = code_digest(__name__)
-    target = load_side(job.pair.target, job.device)
-    device_type = target.device.type
+    device_type = resolve_device(job.device).type
     requests = {
         (prompt.prompt_id, k): job.request(prompt, k, device_type)
         for prompt in prompts
@@ -114,9 +111,10 @@ def run_job(
     if records:
         log.info("%d of %d generations are on disk already", len(records), len(requests))
     if missing:
-        decoders = _decoders(job, target)
-        environment = capture_environment(target.device)
-        _warm_up(job, decoders, missing[0])
+        pair.load(with_draft=job.K > 0)
+        decoders = {k: _decoder(job, pair, k) for k in job.arms}
+        environment = capture_environment(pair.target.device)
+        _warm_up(job, pair, decoders, missing[0])
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
@@ -126,6 +124,7 @@ def run_job(
             new = {
                 (prompt.prompt_id, k): _decode(
                     job,
+                    pair,
                     requests[prompt.prompt_id, k],
                     decoders[k],
                     prompt,
@@ -157,61 +156,38 @@ def _finished(progress: Path, requests: dict, digest: str) -> dict:
     }
 
 
-def _decoders(job: Job, target) -> dict[int, Decoder]:
-    decoders: dict[int, Decoder] = {}
-    if 0 in job.arms:
-        decoders[0] = AutoregressiveDecoder(target, engine=job.engine)
-    if job.K > 0:
-        draft = load_side(job.pair.draft, job.device)
-        decoders[job.K] = SpeculativeDecoder(
-            draft,
-            target,
-            job.K,
-            job.pair.vocabulary,
-            engine=job.engine,
-            synthetic_acceptance=job.synthetic_acceptance,
-        )
-    return decoders
+def _decoder(job: Job, pair: LoadedPair, k: int) -> Decoder:
+    return pair.decoder(k, job.engine, synthetic_acceptance=job.synthetic_acceptance)
 
 
-def encode_for(pair: ModelPair, decoder: Decoder, text: str) -> tuple[list[int], dict]:
-    """A prompt's ids for the target, and what else `decoder.generate` is to be told of it."""
-    prompt_ids = encode_prompt(_tokenizer(decoder.target), text, pair.target.chat)
-    if pair.draft_prompt == "target" or not isinstance(decoder, SpeculativeDecoder):
-        return prompt_ids, {}
-    own = encode_prompt(_tokenizer(decoder.draft), text, pair.draft.chat)
-    return prompt_ids, {"draft_prompt_ids": own}
-
-
-def _tokenizer(wrapper: ModelWrapper):
-    return wrapper.tokenizer or TextAsBytes()
-
-
-def _generate(job: Job, decoder: Decoder, prompt: Prompt, max_new_tokens: int):
-    prompt_ids, shown = encode_for(job.pair, decoder, prompt.text)
-    return prompt_ids, decoder.generate(
-        prompt_ids, max_new_tokens, temperature=job.temperature, seed=job.seed, **shown
-    )
-
-
-def _warm_up(job: Job, decoders: dict[int, Decoder], prompt: Prompt) -> None:
+def _warm_up(job: Job, pair: LoadedPair, decoders: dict[int, Decoder], prompt: Prompt) -> None:
     """Compile or capture what there is to, and generate once with each decoder."""
+    encoded, budget = pair.encode(prompt.text), min(WARM_UP_TOKENS, job.max_new_tokens)
     for k, decoder in decoders.items():
         decoder.prepare(job.temperature)
-        _, result = _generate(job, decoder, prompt, min(WARM_UP_TOKENS, job.max_new_tokens))
+        result = _generate(job, decoder, encoded, budget)
         reason = f" ({result.engine_reason})" if result.engine_reason else ""
         seconds = decoder.preparation_seconds
         log.info("K = %d: engine %s%s, prepared in %.1f s", k, result.engine, reason, seconds)
 
 
-def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
+def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> GenerationResult:
+    return decoder.generate(
+        max_new_tokens=budget, temperature=job.temperature, seed=job.seed, **prompt._asdict()
+    )
+
+
+def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:
     gc.collect()  # now rather than in the middle of a timed generation
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    prompt_ids, result = _generate(job, decoder, prompt, job.max_new_tokens)
-    if isinstance(decoder, SpeculativeDecoder) and job.synthetic_acceptance is None:
+    encoded = pair.encode(prompt.text)
+    with PowerSampler(pair.target.device) as power:
+        result = _generate(job, decoder, encoded, job.max_new_tokens)
+    result.gpu = power.figures
+    if request.K > 0 and job.synthetic_acceptance is None:
         result.alpha_ceiling = acceptance_ceiling(
-            decoder, prompt_ids, result.generated_ids, Warp(job.temperature)
+            decoder, encoded.prompt_ids, result.generated_ids, Warp(job.temperature)
         )
     return make_record(
         request,
@@ -219,8 +195,8 @@ def _decode(job, request, decoder, prompt, order, digest, environment) -> dict:
         job_K=job.K,
         paired=len(job.arms) > 1,
         order_index=order,
-        prompt_tokens=len(prompt_ids),
-        text=_tokenizer(decoder.target).decode(result.generated_ids),
+        prompt_tokens=len(encoded.prompt_ids),
+        text=pair.decode(result.generated_ids),
         code_digest=digest,
         environment=environment,
     )

@@ -134,17 +134,26 @@ void dispatch_linear(int64_t m, const float* x, const W* w, const float* b, floa
 at::Tensor narrow_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   const at::Tensor flat = x.contiguous();
   const int64_t m = flat.size(0), in = flat.size(1), out = weight.size(0);
-  TORCH_CHECK(weight.is_contiguous() && m <= MOST_ROWS, "narrow_linear: not its shapes");
+  TORCH_CHECK(weight.is_contiguous() && weight.size(1) == in, "narrow_linear: not its shapes");
   at::Tensor y = at::empty({m, out}, flat.options());
   const float* from = flat.const_data_ptr<float>();
   const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
   float* to = y.mutable_data_ptr<float>();
-  if (weight.scalar_type() == at::kFloat) {
-    dispatch_linear<MOST_ROWS>(m, from, weight.const_data_ptr<float>(), b, to, in, out);
-  } else {
-    std::vector<float> paired(m * in);
+  const bool short_weight = weight.scalar_type() == at::kBFloat16;
+  std::vector<float> paired(short_weight ? m * in : 0);
+  if (short_weight) {
     for (int64_t row = 0; row < m; row++) pair_up(from + row * in, paired.data() + row * in, in);
-    dispatch_linear<MOST_ROWS>(m, paired.data(), weight.const_data_ptr<at::BFloat16>(), b, to, in, out);
+    from = paired.data();
+  }
+  for (int64_t row = 0; row < m; row += MOST_ROWS) {
+    const int64_t now = std::min<int64_t>(MOST_ROWS, m - row);
+    const float* x_now = from + row * in;
+    float* y_now = to + row * out;
+    if (short_weight) {
+      dispatch_linear<MOST_ROWS>(now, x_now, weight.const_data_ptr<at::BFloat16>(), b, y_now, in, out);
+    } else {
+      dispatch_linear<MOST_ROWS>(now, x_now, weight.const_data_ptr<float>(), b, y_now, in, out);
+    }
   }
   return y;
 }
@@ -243,7 +252,7 @@ void dispatch_head(int64_t m, const Head& head) {
 at::Tensor narrow_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& mask,
                             double scale) {
   const int64_t heads = q.size(0), rows = q.size(1), dim = q.size(2), slots = k.size(1);
-  TORCH_CHECK(rows <= MOST_ROWS && dim % LANES == 0 && v.size(2) == dim && q.stride(2) == 1 && k.stride(2) == 1 &&
+  TORCH_CHECK(dim % LANES == 0 && v.size(2) == dim && q.stride(2) == 1 && k.stride(2) == 1 &&
                   v.stride(2) == 1,
               "narrow_attention: not its shapes");
   const at::Tensor flat = mask.contiguous();
@@ -263,11 +272,14 @@ at::Tensor narrow_attention(const at::Tensor& q, const at::Tensor& k, const at::
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; h++) {
       const int64_t g = h / sharing;
-      dispatch_head<MOST_ROWS>(
-          rows, Head{q.const_data_ptr<float>() + h * q.stride(0), k.const_data_ptr<float>() + g * k.stride(0),
-                     v.const_data_ptr<float>() + g * v.stride(0), y.mutable_data_ptr<float>() + h * dim,
-                     q.stride(1), k.stride(1), v.stride(1), heads * dim, dim, allowed, slots, first, last,
-                     static_cast<float>(scale)});
+      for (int64_t row = 0; row < rows; row += MOST_ROWS) {
+        dispatch_head<MOST_ROWS>(
+            std::min<int64_t>(MOST_ROWS, rows - row),
+            Head{q.const_data_ptr<float>() + h * q.stride(0) + row * q.stride(1),
+                 k.const_data_ptr<float>() + g * k.stride(0), v.const_data_ptr<float>() + g * v.stride(0),
+                 y.mutable_data_ptr<float>() + (row * heads + h) * dim, q.stride(1), k.stride(1), v.stride(1),
+                 heads * dim, dim, allowed + row * slots, slots, first, last, static_cast<float>(scale)});
+      }
     }
   });
   return y;

@@ -29,7 +29,7 @@ from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import processor_name
 
 SOURCE = Path(__file__).with_name("narrow.cpp")
-MOST_ROWS = 16
+MOST_ROWS = 16  # that the operators take at a time
 LANES = 16  # as in the source
 ATTENTION = "specdec_narrow"
 SHORT_WEIGHT = "bfloat16_weight"  # a layer's attribute
@@ -57,7 +57,8 @@ def build_operators(folder: Path) -> None:
             _build(compiler, path)
     torch.ops.load_library(str(path))
     torch.library.register_fake(
-        "specdec::narrow_linear", lambda x, weight, bias: x.new_empty(len(x), len(weight))
+        "specdec::narrow_linear",
+        lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
     )
     torch.library.register_fake(
         "specdec::narrow_attention",
@@ -141,9 +142,8 @@ def _by_output(layer: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
 
 def _linear(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     weight, flat = read_weights(layer), x.reshape(-1, x.shape[-1])
-    few = isinstance(flat.shape[0], int) and flat.shape[0] <= MOST_ROWS
     ours = x.dtype in (torch.float32, torch.bfloat16) and weight.dtype in (x.dtype, torch.bfloat16)
-    if not (few and ours and weight.is_contiguous()):
+    if not (ours and weight.is_contiguous()):
         return type(layer).forward(layer, x)
     bias = None if layer.bias is None else layer.bias.float()
     y = torch.ops.specdec.narrow_linear(flat.float(), weight, bias)
@@ -152,11 +152,9 @@ def _linear(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **others):
     """As transformers asks for it: `[1, heads, n, dim]` in, `[1, n, heads, dim]` out."""
-    heads, rows, dim = query.shape[1:]
+    dim = query.shape[-1]
     suits = (
         query.dtype == torch.float32
-        and isinstance(rows, int)
-        and rows <= MOST_ROWS
         and dim % LANES == 0
         and value.shape[-1] == dim
         and attention_mask is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ DRAFT, ACCEPT, RESIDUAL = 0, 1, 2  # columns of the table, one a purpose
 PURPOSES = 3
 
 
-def request_key(seed: int | None, prompt_ids: list[int]) -> int:
+def request_key(seed: int | None, prompt_ids: Iterable[int]) -> int:
     """The 128-bit key of a request; without a seed, one that nobody can guess."""
     if seed is None:
         return secrets.randbits(128)
@@ -49,7 +50,8 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     total = cumulative[..., -1]
     # A product that rounds up to the total would point past the last token.
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point.unsqueeze(-1), right=True).squeeze(-1)
+    token = torch.searchsorted(cumulative, point.unsqueeze(-1), right=True).squeeze(-1)
+    return token.clamp(max=weights.shape[-1] - 1)  # weights that are no numbers pass the last
 
 
 def key_words(key: int, device) -> torch.Tensor:

@@ -91,7 +91,8 @@ def reject(
     Returns:
         `(count, next_token)`, scalar tensors: how many draft tokens are kept, what follows them.
     """
-    p, q = p.double(), q.double() * valid.unsqueeze(1)
+    # Chosen, not multiplied: what was not drawn from may be no number.
+    p, q = p.double(), torch.where(valid.unsqueeze(1), q.double(), 0)
     count = accepted_count(p, q, tokens, uniforms, valid)
     weights = next_distribution(p, q, count)
     return count, invert(weights, noise.index_select(0, count.view(1)).squeeze(0))
@@ -107,9 +108,17 @@ def match(
     return accepted_run((tokens == chosen[:-1]) & valid, chosen)
 
 
+def finite_rows(logits: torch.Tensor) -> torch.Tensor:
+    """Which rows of logits `[n, V]` a token can be chosen from, `[n]`: without NaN, with a largest.
+
+    A token that can't come may have −inf.
+    """
+    return logits.amax(-1).isfinite()
+
+
 def first_where(there: torch.Tensor) -> torch.Tensor:
     """The place `[]` of the first True in `there` `[n]`; n where there is none."""
-    n = len(there)
+    n = there.shape[0]  # a size that a compiler may keep open
     places = torch.arange(n + 1, device=there.device)
     return torch.where(pad(there, (0, 1), value=True), places, n).min()
 

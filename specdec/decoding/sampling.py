@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 
@@ -19,12 +20,16 @@ from specdec.decoding.noise import (
 from specdec.decoding.rejection import accepted_run, match, reject
 from specdec.utils.errors import SpecdecError
 
+# Below it the most likely token is taken: dividing by less overflows long before it sharpens.
+LOWEST_TEMPERATURE = 1e-6
+
 
 @dataclass(frozen=True)
 class Warp:
     """What is done to logits before a token is drawn: temperature, then top-k, then top-p.
 
-    Temperature 0 takes the most likely token. `top_k` 0 and `top_p` 1 keep every token.
+    Temperature 0, and any below `LOWEST_TEMPERATURE`, takes the most likely token. `top_k` 0 and
+    `top_p` 1 keep every token.
     """
 
     temperature: float = 0.0
@@ -34,27 +39,41 @@ class Warp:
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise SpecdecError(f"temperature {self.temperature} is below 0; give 0 or more")
+        if not isfinite(self.temperature):
+            raise SpecdecError(f"temperature {self.temperature} is not finite; give 0 or more")
+        if self.temperature < LOWEST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
         if self.top_k < 0:
             raise SpecdecError(f"top_k {self.top_k} is below 0; give 0 (off) or more")
         if not 0 < self.top_p <= 1:
             raise SpecdecError(f"top_p {self.top_p} is outside (0, 1]; 1 keeps every token")
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities `[..., V]` in float32 (float64 for float64 logits) of logits `[..., V]`.
+        """As `warped`."""
+        return warped(logits, self.temperature, self.top_k, self.top_p)
 
-        top-k keeps ties with the k-th logit; top-p keeps the smallest set of most likely tokens
-        whose mass reaches `top_p`, with ties of the last.
-        """
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        logits = logits / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            kth = logits.topk(self.top_k).values[..., -1:]
-            logits = logits.masked_fill(logits < kth, -torch.inf)
-        if self.top_p < 1:
-            probabilities = logits.softmax(-1)
-            least = least_of_mass(probabilities, self.top_p)
-            logits = logits.masked_fill(probabilities < least, -torch.inf)
-        return logits.softmax(-1)
+
+def warped(logits: torch.Tensor, temperature, top_k: int, top_p: float) -> torch.Tensor:
+    """Probabilities `[..., V]` in float32 (float64 for float64 logits) of logits `[..., V]`.
+
+    `temperature` is above 0, a number or a tensor `[]`. top-k keeps ties with the k-th logit; top-p
+    keeps the smallest set of most likely tokens whose mass reaches `top_p`, with ties of the last.
+    """
+    logits = widened(logits) / temperature
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1:
+        probabilities = logits.softmax(-1)
+        least = least_of_mass(probabilities, top_p)
+        logits = logits.masked_fill(probabilities < least, -torch.inf)
+    return logits.softmax(-1)
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits as numbers to calculate with, before all else: half-precision logits that are divided
+    in half precision are another distribution."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def least_of_mass(probabilities: torch.Tensor, mass: float) -> torch.Tensor:
@@ -88,8 +107,24 @@ def least_by_bits(probabilities: torch.Tensor, mass: float) -> torch.Tensor:
     return least.view(probabilities.dtype)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, but for what comes with a request: its temperature and its noise.
+
+    Hashable: it is all of a request that is in compiled code.
+    """
+
+    kind: type[Sampler]
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def sampler(self, temperature: torch.Tensor, noise: torch.Tensor) -> Sampler:
+        """What chooses tokens at a temperature `[]` by the noise of a request."""
+        return self.kind(self, temperature, noise)
+
+
 class Sampler(ABC):
-    """How tokens are chosen: `warp` makes probabilities of logits, `noise` is what chance decides.
+    """What chooses tokens: `warp` makes probabilities of logits, `noise` is what chance decides.
 
     The noise of a request is one tensor, tabulated before it runs and addressed by the place in the
     output, so that a round holds no generator and can be compiled. A `position` may be a number or
@@ -97,10 +132,15 @@ class Sampler(ABC):
     """
 
     asks_for_q = False  # whether verification asks what the draft's tokens were drawn from
+    draft_is_likeliest = False  # whether the draft simply takes its most likely token
+    has_table = False  # whether the noise has a row for each place in the output
 
-    def __init__(self, warp: Warp, noise: torch.Tensor) -> None:
-        self.warp = warp
-        self.noise = noise
+    def __init__(self, sampling: Sampling, temperature: torch.Tensor, noise: torch.Tensor) -> None:
+        self.sampling, self.temperature, self.noise = sampling, temperature, noise
+
+    def warp(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities `[..., V]` of logits `[..., V]`, as `warped`."""
+        return warped(logits, self.temperature, self.sampling.top_k, self.sampling.top_p)
 
     def _at(self, position, count: int) -> torch.Tensor:
         """The noise of `count` places from `position` on: `[count, ...]`."""
@@ -125,9 +165,9 @@ class Sampler(ABC):
         Args:
             logits: `[K+1, V]` of the target.
             tokens: `[K]` proposed by the draft.
-            q: `[K, V]` the distributions they came from, or None.
+            q: `[K, V]` the distributions they came from; None where that is not asked for.
             position: place of the first of them in the output, counted from 0.
-            valid: `[K]` bool, False past the budget.
+            valid: `[K]` bool, False for padding and past the budget.
 
         Returns:
             `(count, next_token)` as in `specdec.decoding.rejection`.
@@ -136,6 +176,8 @@ class Sampler(ABC):
 
 class Greedy(Sampler):
     """Temperature 0: target and draft both take their most likely token."""
+
+    draft_is_likeliest = True
 
     def draw(self, logits, position):
         return logits.argmax(-1)
@@ -154,8 +196,10 @@ class Forced(Greedy):
     is no text of the target's.
     """
 
+    has_table = True
+
     def verify(self, logits, tokens, q, position, valid):
-        kept = self._at(position, len(tokens)) & valid
+        kept = self._at(position, tokens.shape[0]) & valid
         return accepted_run(kept, logits.argmax(-1))
 
 
@@ -166,6 +210,7 @@ class Rejection(Sampler):
     """
 
     asks_for_q = True
+    has_table = True
 
     def draw(self, logits, position):
         # The same expression as the token after a block: rejection sampling with nothing proposed.
@@ -177,8 +222,7 @@ class Rejection(Sampler):
 
     def verify(self, logits, tokens, q, position, valid):
         p = self.warp(logits)
-        q = torch.zeros_like(p[:-1]) if q is None else q  # where nothing was proposed
-        block = self._at(position, len(p))  # [K+1, PURPOSES]
+        block = self._at(position, p.shape[0])  # [K+1, PURPOSES]
         accept = 1 - block[:-1, ACCEPT]  # in (0, 1]
         return reject(p, q, tokens, accept, block[:, RESIDUAL], valid)
 
@@ -191,12 +235,13 @@ class Matching(Rejection):
     """
 
     asks_for_q = False
+    draft_is_likeliest = True
 
     def propose(self, logits, position):
         return logits.argmax(-1), None
 
     def verify(self, logits, tokens, q, position, valid):
-        noise = self._at(position, len(logits))[:, RESIDUAL]  # [K+1]
+        noise = self._at(position, logits.shape[0])[:, RESIDUAL]  # [K+1]
         return match(invert(self.warp(logits), noise), tokens, valid)
 
 
@@ -220,32 +265,42 @@ class Coupled(Sampler):
 
     def _choose(self, logits: torch.Tensor, position) -> torch.Tensor:
         """The tokens `[n]` of `n` places from `position` on, from their logits `[n, V]`."""
-        places = position + torch.arange(len(logits), device=logits.device)
+        places = position + torch.arange(logits.shape[0], device=logits.device)
         noise = gumbel(self.noise, places, logits.shape[-1])
         return (self.warp(logits).double().log() + noise).argmax(-1)
 
 
-def make_sampler(
-    warp: Warp,
+#: How tokens are chosen above temperature 0, by name.
+METHODS = {"rejection": Rejection, "matching": Matching, "coupled": Coupled}
+
+
+def choose_sampling(warp: Warp, method: str, forced: bool = False) -> Sampling:
+    """The way of sampling that a warp and a method of `METHODS` ask for.
+
+    At temperature 0 all methods are the same. `forced` is synthetic acceptance.
+    """
+    if forced:
+        if warp.temperature != 0:
+            raise SpecdecError("synthetic acceptance goes with temperature 0; nothing is sampled")
+        return Sampling(Forced)
+    if warp.temperature == 0:
+        return Sampling(Greedy)
+    return Sampling(METHODS[method], warp.top_k, warp.top_p)
+
+
+def make_noise(
+    sampling: Sampling,
     key: int,
     positions: int,
     device,
-    method: str = "rejection",
     synthetic_acceptance: float | None = None,
-) -> Sampler:
-    """The way of sampling that a warp and a method ask for.
-
-    `method` is "rejection", "matching" or "coupled"; at temperature 0 all are the same. `positions`
-    is how many places of the output may be looked at.
-    """
-    if synthetic_acceptance is not None:
-        if warp.temperature != 0:
-            raise SpecdecError("synthetic acceptance goes with temperature 0; nothing is sampled")
-        kept = uniform_table(key, positions, device)[:, ACCEPT] < synthetic_acceptance
-        return Forced(warp, kept)
-    if warp.temperature == 0:
-        return Greedy(warp, torch.zeros(2, dtype=torch.bool, device=device))  # never looked at
-    if method == "coupled":
-        return Coupled(warp, key_words(key, device))
+) -> torch.Tensor:
+    """The noise that a request's sampler decides by; `positions` of the output may be looked at."""
+    if sampling.kind is Greedy:
+        return torch.zeros(2, dtype=torch.bool, device=device)  # never looked at
+    if sampling.kind is Coupled:
+        return key_words(key, device)
     table = uniform_table(key, positions, device)
-    return {"rejection": Rejection, "matching": Matching}[method](warp, table)
+    if sampling.kind is Forced:
+        return table[:, ACCEPT] < synthetic_acceptance
+    return table

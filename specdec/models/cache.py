@@ -85,6 +85,19 @@ class FixedCache:
         ]
         self._seen = self._buffers
 
+    def reserve(self, slots: int) -> None:
+        """Have at least `slots` places; where there are fewer, what is held moves to larger ones.
+
+        Not for a cache that a captured pass works on.
+        """
+        if slots <= self.slots:
+            return
+        self.slots = _whole_steps(max(slots, 2 * self.slots))
+        larger = [part.new_zeros(self.slots, *part.shape[1:]) for part in self._buffers]
+        for buffer, part in zip(larger, self._buffers, strict=True):
+            buffer[: len(part)] = part
+        self._buffers = self._seen = larger
+
     def fill(self, cache: GrowingCache) -> None:
         """Take over what a growing cache holds."""
         if cache.length == 0:  # it has no layers yet

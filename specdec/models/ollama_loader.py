@@ -7,15 +7,20 @@ its cache can be neither extended by chosen tokens nor rolled back; and it runs 
 its own way (GGUF) with a sampler of its own, so not even its baseline would be ours.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import ollama
+from typing import TYPE_CHECKING
 
 from specdec.utils.errors import SpecdecError, cli, one_line
+from specdec.utils.extras import require
 from specdec.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    import ollama
 
 DEFAULT_HOST = "http://localhost:11434"
 
@@ -28,19 +33,30 @@ def server_address() -> str:
 def list_models() -> list[ollama.ListResponse.Model]:
     """The models that the server holds."""
     with _explained():
-        return list(ollama.Client(server_address()).list().models)
+        return list(_client().list().models)
 
 
 def generate(model: str, prompt: str, max_tokens: int) -> str:
     """Let the server continue a prompt by at most `max_tokens` tokens."""
     with _explained():
-        client = ollama.Client(server_address())
-        return client.generate(model, prompt, options={"num_predict": max_tokens}).response
+        return _client().generate(model, prompt, options={"num_predict": max_tokens}).response
+
+
+def _library():
+    """Ollama's client, which is an extra."""
+    require("ollama", ["ollama"], "asking an Ollama server")
+    import ollama
+
+    return ollama
+
+
+def _client() -> ollama.Client:
+    return _library().Client(server_address())
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    address = server_address()
+    ollama, address = _library(), server_address()
     try:
         yield
     except ollama.ResponseError as error:
@@ -83,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.max_tokens < 1:
         raise SpecdecError(f"--max-tokens {arguments.max_tokens} is below 1")
 
+    _library()
     log = get_logger("ollama", to_stdout=True)
     log.info("checking server at %s …", server_address())
     models = list_models()

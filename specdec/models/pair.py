@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from specdec.models.hub import check_available
-from specdec.models.loader import load_model, resolve_device
-from specdec.models.memory_check import check_memory
-from specdec.models.random_weights import (
-    check_one_vocabulary,
-    known_configuration,
-    load_random_weights,
-)
+from specdec.models.loading.configuration import check_one_vocabulary, check_side
+from specdec.models.loading.form import resolve_device
+from specdec.models.loading.loader import load_trained
+from specdec.models.loading.memory_check import check_memory
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelPair, ModelSide, get_pair
 from specdec.models.wrapper import ModelWrapper
 
@@ -34,10 +31,7 @@ def check_pair(pair: ModelPair, device: str = "auto", with_draft: bool = True) -
     Without draft, only the target is to be loaded.
     """
     for side in (pair.draft, pair.target):
-        if side.has_random_weights:
-            known_configuration(side)
-        else:
-            check_available(side.model, side.revision)
+        check_side(side)
     place = resolve_device(device)
     if with_draft:
         check_one_vocabulary(pair)
@@ -50,11 +44,5 @@ def load_side(side: ModelSide, device: str = "auto") -> ModelWrapper:
     """One model of a pair, wrapped; one of random weights has no tokenizer."""
     if side.has_random_weights:
         return load_random_weights(side, device)
-    model, tokenizer = load_model(
-        side.model,
-        side.dtype,
-        device,
-        revision=side.revision,
-        trust_remote_code=side.trust_remote_code,
-    )
+    model, tokenizer = load_trained(side, device)
     return ModelWrapper(model, tokenizer, model.device)

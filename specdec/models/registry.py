@@ -5,20 +5,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
-from specdec.utils.errors import SpecdecError, one_line
-from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.errors import SpecdecError
+from specdec.utils.paths import SHIPPED
+from specdec.utils.schema import find_mistake
+from specdec.utils.yaml_reader import read_yaml
 
 REGISTRY_PATH = Path("config/pairs.yaml")
-SCHEMA_PATH = PROJECT_ROOT / "config/schemas/pairs.schema.yaml"
+SCHEMA_PATH = SHIPPED / "config/schemas/pairs.schema.yaml"
 
 
 @dataclass(frozen=True)
 class ModelSide:
-    """One model of a pair: a hub id or a local folder, and how to load it.
+    """One model of a pair: a hub id, a local folder or a GGUF file, and how to load it.
 
     With random weights only its sizes count: those known of `model`, with those of `shape` over
     them; a shape that names its `model_type` stands alone, and `model` is then but a name.
@@ -32,6 +30,7 @@ class ModelSide:
     notes: str = ""
     weights: str = "trained"  # or "random": of the model's sizes, for timing; nothing is downloaded
     shape: dict[str, Any] = field(default_factory=dict)  # keywords of a transformers configuration
+    gguf_file: str | None = None  # the file to take of `model`, a repository on the hub
 
     @property
     def has_random_weights(self) -> bool:
@@ -41,7 +40,7 @@ class ModelSide:
     def label(self) -> str:
         """What identifies the model, for people and records: random weights say so, with sizes."""
         if not self.has_random_weights:
-            return self.model
+            return f"{self.model}/{self.gguf_file}" if self.gguf_file else self.model
         sizes = "".join(f", {name} {value}" for name, value in self.shape.items())
         return f"{self.model} (random weights{sizes})"
 
@@ -80,7 +79,7 @@ def load_registry(path: Path | str | None = None) -> dict[str, ModelPair]:
 
     Without `path`, `config/pairs.yaml` of the current folder counts if there is one.
     """
-    shipped = PROJECT_ROOT / REGISTRY_PATH
+    shipped = SHIPPED / REGISTRY_PATH
     own = Path(path) if path is not None else REGISTRY_PATH
     pairs = _read_pairs(shipped)
     if path is not None or own.exists():
@@ -101,8 +100,10 @@ def get_pair(name: str, registry: Path | str | None = None) -> ModelPair:
         return pairs[name]
     close = difflib.get_close_matches(name, pairs, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
+    elsewhere = "" if registry else "; name another file of pairs by --registry"
     raise SpecdecError(
         f"{registry or REGISTRY_PATH}: there is no pair '{name}'; {guess}known: {', '.join(pairs)}"
+        f"{elsewhere}"
     )
 
 
@@ -118,22 +119,10 @@ def with_random_weights(side: ModelSide) -> ModelSide:
 
 def _read_pairs(path: Path) -> dict[str, ModelPair]:
     """The pairs of one file, checked against the schema."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise SpecdecError(f"{path}: cannot read the registry ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecdecError(f"{path}: not YAML: {one_line(error)}") from error
-    _validate(document, path)
+    document = read_yaml(path, "the registry") or {}
+    if mistake := find_mistake(document, SCHEMA_PATH):
+        raise SpecdecError(f"{path}: {mistake.text}")
     return {name: _make_pair(name, entry, path) for name, entry in document.items()}
-
-
-def _validate(document: Any, path: Path) -> None:
-    schema = yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(document))
-    if error is not None:
-        where = ".".join(str(key) for key in error.absolute_path)
-        raise SpecdecError(f"{path}: {where + ': ' if where else ''}{one_line(error.message)}")
 
 
 def _make_pair(name: str, entry: dict[str, Any], path: Path) -> ModelPair:

@@ -4,7 +4,6 @@ What the draft is shown changes how much is accepted, never what is emitted: so 
 not be the ones that the draft's tokenizer would write for the whole text, but they spell its bytes.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 
 from specdec.models.token_bytes import ByteTokenizer
@@ -69,16 +68,6 @@ class TextBridge:
                 self.draft_ids.append(special)
                 self._draft_ends.append(len(self._stream))
             self._target_ends.append(len(self._stream))
-        return min(kept, self._read_text())
-
-    def roll_back(self, target_length: int) -> int:
-        """Keep the first `target_length` target ids; returns as `extend`."""
-        del self._target_ends[target_length:]
-        if self._first_text is not None and self._first_text >= target_length:
-            self._first_text = None
-        del self._stream[self._target_ends[-1] if self._target_ends else 0 :]
-        del self.draft_ids[(kept := bisect_right(self._draft_ends, len(self._stream))) :]
-        del self._draft_ends[kept:]
         return min(kept, self._read_text())
 
     def to_target(self, draft_ids: Sequence[int]) -> list[int]:

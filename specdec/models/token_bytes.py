@@ -42,8 +42,8 @@ class ByteTokenizer:
 
     @cached_property
     def size(self) -> int:
-        """Number of ids; above `len(tokenizer)` where some were left out, below if the model is."""
-        size = max(len(self.tokenizer), max(self.spelling) + 1)
+        """Number of ids, those without a token included; fewer where the model has fewer."""
+        size = number_of_ids(self.tokenizer)
         return size if self._logit_size is None else min(size, self._logit_size)
 
     @cached_property
@@ -208,6 +208,15 @@ class ByteTokenizer:
                     break
             start = end  # that of the first byte, where no token was found
         return pieces
+
+
+def number_of_ids(tokenizer) -> int:
+    """The highest id + 1: what a model's logits are cut to.
+
+    `len(tokenizer)` counts entries, so where ids were left out (a gap before the added tokens) it
+    would cut the last ones off: often the end token.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def token_bytes(tokenizer) -> list[bytes | None]:

@@ -5,7 +5,7 @@ means the same to both. `different` needs a method of Timor et al. 2025 (arXiv 2
 match holds the maps for it between the two vocabularies.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -21,7 +21,6 @@ class VocabularyMatch:
     draft: ByteTokenizer
     target: ByteTokenizer
     respelled: int = 0  # special or unused ids below both sizes that the two write differently
-    _draft_ids: dict[int, list[int]] = field(default_factory=dict, repr=False)
 
     @property
     def draft_size(self) -> int:
@@ -75,15 +74,6 @@ class VocabularyMatch:
         """Share of the target's tokens that the draft can propose."""
         return self.overlap / self.target_size
 
-    def target_to_draft(self, target_id: int) -> list[int]:
-        """The draft's ids for one target token: of the same bytes, else of its bytes re-encoded.
-
-        Empty for a special token that the draft doesn't have.
-        """
-        if target_id not in self._draft_ids:
-            self._draft_ids[target_id] = self._find_draft_ids(target_id)
-        return self._draft_ids[target_id]
-
     def describe(self) -> str:
         """One line for people and records."""
         if not self.is_shared:
@@ -97,17 +87,6 @@ class VocabularyMatch:
             sizes += f", of the draft {self.draft_size}, in logits of different widths"
         respelled = f" ({self.respelled} special tokens respelled)" if self.respelled else ""
         return f"{self.kind} vocabulary: {sizes}{respelled}"
-
-    def _find_draft_ids(self, target_id: int) -> list[int]:
-        if self.is_shared:
-            return [target_id]
-        spelled = self.target.bytes[target_id]
-        if spelled is None:
-            special = self.target.special_ids_in(self.draft).get(target_id)
-            return [] if special is None else [special]
-        if spelled in self.draft.id_of:
-            return [self.draft.id_of[spelled]]
-        return [i for i, _ in self.draft.encode(spelled)]
 
 
 def compare(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
 from specdec.models.cache import GrowingCache
+from specdec.models.token_bytes import number_of_ids
 from specdec.utils.errors import SpecdecError
 
 
@@ -22,6 +25,7 @@ class ModelWrapper:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device = torch.device(device)
+        self.fast = None  # its fast form, which specdec.engine makes
         # Some models written outside transformers cannot be asked for the last logits only.
         self._limits_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -36,11 +40,11 @@ class ModelWrapper:
         """What the model was loaded from, or its class where it was made in memory."""
         return self.model.config.name_or_path or type(self.model).__name__
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Number of tokens the model can emit; logits may be padded beyond the tokenizer."""
         size = self.logit_size
-        return size if self.tokenizer is None else min(size, len(self.tokenizer))
+        return size if self.tokenizer is None else min(size, number_of_ids(self.tokenizer))
 
     @property
     def logit_size(self) -> int:
@@ -117,6 +121,12 @@ class ModelWrapper:
         return cache.copy_prefix(keep_length)
 
 
+class Read(NamedTuple):
+    """What a pass gave of its last tokens."""
+
+    logits: torch.Tensor  # [n, vocab_size], cut to the tokens of the tokenizer
+
+
 class Session:
     """A model and what it has read: extended by what is new, rolled back to a length."""
 
@@ -130,18 +140,10 @@ class Session:
         """Number of tokens read."""
         return self.cache.length
 
-    def feed(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
-        """Read tokens `[n]` that follow those read before.
-
-        Returns the logits of the last `keep` of them, `[keep, vocab_size]`, cut to the tokens of
-        the tokenizer.
-        """
+    def read(self, tokens: torch.Tensor, keep: int) -> Read:
+        """Read tokens `[n]` that follow those read before; what the last `keep` of them gave."""
         logits, _ = self._wrapper.forward(tokens.unsqueeze(0), self.cache, logits_to_keep=keep)
-        return logits[0, :, : self._vocab_size]
-
-    def extend(self, sequence: torch.Tensor, keep: int) -> torch.Tensor:
-        """Read whatever of the whole sequence `[length]` is not yet read; returns as `feed`."""
-        return self.feed(sequence[self.length :], keep)
+        return Read(logits[0, :, : self._vocab_size])
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import perf_counter
 
 import numpy as np
 import torch
 from scipy.stats import bootstrap
 
 from specdec.analysis.statistics import LEVEL
-from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.generation import check_context
-from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.memory_check import available_bytes, check_memory, needed_bytes
 from specdec.models.random_weights import load_random_weights
 from specdec.models.registry import ModelPair, ModelSide, with_random_weights
 from specdec.models.wrapper import ModelWrapper
 from specdec.planning.measure import (
     ROUNDS,
+    STEPS,
     interleave,
     reader,
     time_pass,
@@ -33,6 +35,7 @@ log = get_logger("plan")
 ACCEPTANCE = 0.8  # forced in the rounds that are timed; what a round costs hardly depends on it
 FEWEST_PASSES, FEWEST_ROUNDS = 7, 2  # samples of each kind, however long they take
 DRAWS = 2000  # of the bootstrap
+NOT_MEASURED = "nothing: interrupted before it was measured, so S is without it"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Request:
     device: torch.device
     seconds: float  # how long to measure, about
     engine: str = "eager"  # or compiled
+    budget: float = math.inf  # seconds that it may take at most, about
 
     @cached_property
     def needed(self) -> float:
@@ -78,6 +82,7 @@ class Costs:
     draft_step: float  # seconds
     target_step: float
     overhead_of: str  # what h was measured on
+    interrupted: bool = False  # before all was measured
 
 
 def make_request(
@@ -88,16 +93,20 @@ def make_request(
     seconds: float,
     dtype: str | None = None,
     engine: str = "eager",
+    budget: float = math.inf,
 ) -> Request:
     """A plan for the shapes of a registered pair; `dtype` replaces that of both sides."""
     sides = [with_random_weights(side) for side in (pair.draft, pair.target)]
     if dtype is not None:
         sides = [replace(side, dtype=dtype) for side in sides]
-    return Request(pair.name, *sides, draft_tokens, context, device, seconds, engine)
+    return Request(pair.name, *sides, draft_tokens, context, device, seconds, engine, budget)
 
 
 def measure_costs(request: Request) -> Costs:
     """Measure a pair's shapes, together where they fit, else one after the other.
+
+    Each quantity is told when it is first measured. At least one sample of each is taken, however
+    small the budget; of an interruption (Ctrl-C) what was measured before comes back.
 
     Raises:
         SpecdecError: where not even one of them fits, or the context is too short.
@@ -127,39 +136,93 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, paired: bool) -> Estim
 
 
 def _measure_together(request: Request) -> Costs:
+    clock, times = Clock(request), {}
     draft, target = (_load(side, request) for side in (request.draft, request.target))
-    log.info("timing single passes …")
-    passes = _passes("draft", draft, [1], request) | _target_passes(target, request)
-    times = interleave(passes, request.seconds / 2, FEWEST_PASSES)
-    if draft.vocab_size == target.vocab_size:
-        rests = _round_rests(draft, target, request)
-        fewest, overhead_of = FEWEST_ROUNDS, f"rounds with acceptance forced at {ACCEPTANCE}"
-    else:
-        rests = _rule_rests(target, request)
-        fewest, overhead_of = FEWEST_PASSES, "the acceptance rule alone (two vocabulary sizes)"
-    log.info("timing %s …", overhead_of)
-    times |= interleave(rests, request.seconds / 2, fewest)
-    return _costs(times, request, overhead_of, paired=True)
+    overhead_of = NOT_MEASURED
+    try:
+        begin = perf_counter()
+        passes = _passes("draft", draft, [1], request) | _target_passes(target, request)
+        reading = perf_counter() - begin
+        clock.measure(passes, 1 / 2, FEWEST_PASSES, times)
+        if draft.vocab_size != target.vocab_size:
+            rests, fewest = _rule_rests(target, request), FEWEST_PASSES
+            overhead_of = "the acceptance rule alone (two vocabulary sizes)"
+        elif _rounds_would_take(times, request, reading) > clock.remaining:
+            rests, fewest = _rule_rests(target, request), FEWEST_PASSES
+            overhead_of = "the acceptance rule alone (--budget leaves no time for whole rounds)"
+        else:
+            rests, fewest = _round_rests(draft, target, request), FEWEST_ROUNDS
+            overhead_of = f"rounds with acceptance forced at {ACCEPTANCE}"
+        clock.measure(rests, 1 / 2, fewest, times)
+        return _costs(times, request, overhead_of, paired=True)
+    except KeyboardInterrupt:
+        return _what_is_known(times, request, overhead_of, paired=True)
 
 
 def _measure_apart(request: Request) -> Costs:
     for side in (request.draft, request.target):
         check_memory(f"pair {request.pair}, {side.label} alone", [side], request.device)
-    times = _time_target_alone(request) | _time_draft_alone(request)
-    return _costs(times, request, "the acceptance rule alone (one model at a time fits)", False)
+    clock, times = Clock(request), {}
+    overhead_of = "the acceptance rule alone (one model at a time fits)"
+    try:
+        _time_target_alone(request, clock, times)
+        _time_draft_alone(request, clock, times)
+        return _costs(times, request, overhead_of, paired=False)
+    except KeyboardInterrupt:
+        return _what_is_known(times, request, overhead_of, paired=False)
 
 
-def _time_target_alone(request: Request) -> dict[str, np.ndarray]:
+def _time_target_alone(request: Request, clock: Clock, times: dict) -> None:
     target = _load(request.target, request)
-    log.info("timing the target's passes and the acceptance rule …")
     passes = _target_passes(target, request) | _rule_rests(target, request)
-    return interleave(passes, request.seconds * 3 / 4, FEWEST_PASSES)
+    clock.measure(passes, 3 / 4, FEWEST_PASSES, times)
 
 
-def _time_draft_alone(request: Request) -> dict[str, np.ndarray]:
+def _time_draft_alone(request: Request, clock: Clock, times: dict) -> None:
     draft = _load(request.draft, request)
-    log.info("timing the draft's passes …")
-    return interleave(_passes("draft", draft, [1], request), request.seconds / 4, FEWEST_PASSES)
+    clock.measure(_passes("draft", draft, [1], request), 1 / 4, FEWEST_PASSES, times)
+
+
+class Clock:
+    """The time that a plan may take, from now on."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._deadline = perf_counter() + request.budget
+
+    @property
+    def remaining(self) -> float:
+        """Seconds of the budget."""
+        return max(0.0, self._deadline - perf_counter())
+
+    def measure(self, measures: dict, share: float, at_least: int, times: dict) -> None:
+        """Sample measures into `times` for a share of the request's seconds, within the budget."""
+        seconds = share * self._request.seconds
+        left = len(measures)
+
+        def show(name: str, taken: float) -> None:
+            nonlocal left
+            left -= 1
+            log.info(
+                "%-12s %8.2f ms, %d more to measure; at most %.0f s remain",
+                name,
+                taken * 1e3,
+                left,
+                self.remaining,
+            )
+
+        interleave(measures, seconds, at_least, self._deadline, show, times)
+
+
+def _rounds_would_take(times: dict, request: Request, reading: float) -> float:
+    """Seconds, about: each sample of a round reads the context anew, with both models."""
+    draft, step = (float(np.median(times[name])) for name in ("draft 1", "target 1"))
+    samples = FEWEST_ROUNDS + 1  # the first is a warm-up
+    one = [
+        ROUNDS * (k * draft + float(np.median(times[f"target {k + 1}"])))
+        for k in request.draft_tokens
+    ]
+    return samples * (sum(one) + STEPS * step + (len(one) + 1) * reading)
 
 
 def _load(side: ModelSide, request: Request) -> ModelWrapper:
@@ -173,11 +236,9 @@ def _load(side: ModelSide, request: Request) -> ModelWrapper:
 
 def _passes(name: str, wrapper: ModelWrapper, counts: list[int], request: Request) -> dict:
     """Measures `name 1`, `name 5`, … of passes over as many tokens."""
-    sessions = {n: reader(wrapper, request.context, n, request.engine) for n in counts}
-    return {
-        f"{name} {n}": lambda n=n, session=session: time_pass(wrapper, session, n)
-        for n, session in sessions.items()
-    }
+    log.info("%s: reading %d tokens of context …", name, request.context)
+    session = reader(wrapper, request.context, max(counts), request.engine)
+    return {f"{name} {n}": lambda n=n: time_pass(wrapper, session, n) for n in counts}
 
 
 def _target_passes(target: ModelWrapper, request: Request) -> dict:
@@ -186,12 +247,12 @@ def _target_passes(target: ModelWrapper, request: Request) -> dict:
 
 def _round_rests(draft: ModelWrapper, target: ModelWrapper, request: Request) -> dict:
     """Measures `rest K` of real rounds, and `rest 0` of the baseline's steps."""
-    alone = AutoregressiveDecoder(target, engine=request.engine)
+    entry = ModelPair(request.pair, request.draft, request.target)
+    pair = LoadedPair(entry, str(request.device), draft, target)
+    alone = pair.decoder(0, request.engine)
     rests = {"rest 0": lambda: time_step_rest(alone, request.context)}
     for k in request.draft_tokens:
-        both = SpeculativeDecoder(
-            draft, target, k, engine=request.engine, synthetic_acceptance=ACCEPTANCE
-        )
+        both = pair.decoder(k, request.engine, synthetic_acceptance=ACCEPTANCE)
         rests[f"rest {k}"] = lambda both=both: time_round_rest(both, request.context)
     return rests
 
@@ -202,6 +263,22 @@ def _rule_rests(target: ModelWrapper, request: Request) -> dict:
     logits = torch.randn(most, target.vocab_size).to(target.device, target.model.dtype)
     counts = [0, *request.draft_tokens]
     return {f"rest {k}": lambda k=k: time_rule(logits[: k + 1]) for k in counts}
+
+
+def _what_is_known(times: dict, request: Request, overhead_of: str, paired: bool) -> Costs:
+    """The costs of what was measured before an interruption; that goes on where it is too little.
+
+    What a round costs besides its passes counts nothing where it was not measured.
+    """
+    ks = [k for k in request.draft_tokens if f"target {k + 1}" in times]
+    if "draft 1" not in times or "target 1" not in times or not ks:
+        raise KeyboardInterrupt
+    rests = [f"rest {k}" for k in (0, *ks)]
+    if not times.keys() >= set(rests):
+        times = times | {name: np.zeros(1) for name in rests}
+        overhead_of = NOT_MEASURED
+    known = _costs(times, replace(request, draft_tokens=ks), overhead_of, paired)
+    return replace(known, interrupted=True)
 
 
 def _costs(times: dict, request: Request, overhead_of: str, paired: bool) -> Costs:

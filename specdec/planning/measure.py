@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from time import perf_counter
 
@@ -9,12 +10,15 @@ import numpy as np
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.compiled import CompiledEngine, CompiledSession
 from specdec.decoding.rejection import match
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.fast_model import fast_model
+from specdec.engine.session import FastSession
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.timer import cuda_sync_time
 
+PRODUCTS = 9  # that are timed to tell a slow dtype
+STEPS = 8  # of the baseline, in a sample of what a step costs besides its pass
 ROUNDS = 2  # at least, in a sample of what a round costs besides its passes
 
 
@@ -24,24 +28,35 @@ def random_tokens(wrapper: ModelWrapper, count: int) -> torch.Tensor:
     return torch.randint(wrapper.vocab_size, (count,), generator=generator).to(wrapper.device)
 
 
-def reader(
-    wrapper: ModelWrapper, context: int, count: int, engine: str
-) -> Session | CompiledSession:
-    """A session that has read `context` tokens, for passes over `count` more."""
+def reader(wrapper: ModelWrapper, context: int, most: int, engine: str) -> Session | FastSession:
+    """A session that has read `context` tokens, for passes over up to `most` more."""
     session = Session(wrapper)
-    session.feed(random_tokens(wrapper, context), keep=1)
-    if engine == "eager":
-        return session
-    compiled = CompiledEngine(wrapper, None, count - 1)
-    compiled.reserve(context + count, ["target"])
-    return CompiledSession(compiled, session)
+    if engine != "eager":
+        model = fast_model(wrapper)
+        session = FastSession(model, model.take_cache(context + most))
+    session.read(random_tokens(wrapper, context), keep=1)
+    return session
 
 
-def time_pass(wrapper: ModelWrapper, session: Session | CompiledSession, count: int) -> float:
+def slowdown(dtype: torch.dtype, device: torch.device) -> float:
+    """How many times as long as in float32 a product of this dtype takes on a device."""
+    times = {}
+    for kind in (torch.float32, dtype):
+        rows, weights = (torch.ones(n, 1024, dtype=kind, device=device) for n in (1, 1024))
+        samples = []
+        for _ in range(PRODUCTS):
+            begin = cuda_sync_time(device)
+            torch.nn.functional.linear(rows, weights)
+            samples.append(cuda_sync_time(device) - begin)
+        times[kind] = np.median(samples)
+    return times[dtype] / times[torch.float32]
+
+
+def time_pass(wrapper: ModelWrapper, session: Session | FastSession, count: int) -> float:
     """One pass over `count` tokens behind what the session has read, which it then forgets."""
     context, tokens = session.length, random_tokens(wrapper, count)
     begin = cuda_sync_time(wrapper.device)
-    session.feed(tokens, keep=count)
+    session.read(tokens, keep=count)
     elapsed = cuda_sync_time(wrapper.device) - begin
     session.roll_back(context)
     return elapsed
@@ -57,9 +72,8 @@ def time_round_rest(decoder: SpeculativeDecoder, context: int) -> float:
 
 def time_step_rest(decoder: AutoregressiveDecoder, context: int) -> float:
     """What a step of the baseline takes besides its pass."""
-    steps = 8
-    result = _generate(decoder, context, 1 + steps)
-    return (result.decode_time - result.phase_times_ms["verify"] / 1e3) / steps
+    result = _generate(decoder, context, 1 + STEPS)
+    return (result.decode_time - result.phase_times_ms["verify"] / 1e3) / STEPS
 
 
 def time_rule(logits: torch.Tensor) -> float:
@@ -77,23 +91,39 @@ def time_rule(logits: torch.Tensor) -> float:
 
 
 def interleave(
-    measures: dict[str, Callable[[], float]], seconds: float, at_least: int
+    measures: dict[str, Callable[[], float]],
+    seconds: float,
+    at_least: int,
+    deadline: float = math.inf,
+    show: Callable[[str, float], None] = lambda name, seconds: None,
+    times: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Samples of each measure, taken in turn for about `seconds`, each as often as the others.
 
-    The first of each is a warm-up and not counted. The order turns round every time, so that a
-    machine that slows down does so for all.
+    The first of each is a warm-up that counts only where there is no other; `show` is handed it.
+    The order turns round every time, so that a machine that slows down does so for all.
+
+    Args:
+        deadline: of `perf_counter`: no turn begins that would end after it, `at_least` or not.
+        times: where the samples are put, also when the measuring is interrupted.
     """
-    for measure in measures.values():
-        measure()
-    samples = {name: [] for name in measures}
-    order = list(measures)
-    end = perf_counter() + seconds
-    while perf_counter() < end or len(samples[order[0]]) < at_least:
-        for name in order:
-            samples[name].append(measures[name]())
-        order.reverse()
-    return {name: np.array(values) for name, values in samples.items()}
+    times = {} if times is None else times
+    first, samples = {}, {name: [] for name in measures}
+    try:
+        for name, measure in measures.items():
+            first[name] = measure()
+            show(name, first[name])
+        order, begin = list(measures), perf_counter()
+        while perf_counter() + sum(first.values()) < deadline and (
+            perf_counter() < begin + seconds or len(samples[order[0]]) < at_least
+        ):
+            for name in order:
+                samples[name].append(measures[name]())
+            order.reverse()
+    finally:
+        whole = min(map(len, samples.values()))  # turns that all of them had
+        times |= {name: np.array(samples[name][:whole] or [first[name]]) for name in first}
+    return times
 
 
 def _generate(decoder: AutoregressiveDecoder | SpeculativeDecoder, context: int, budget: int):

@@ -9,11 +9,6 @@ def format_card(card: dict[str, Any]) -> str:
     """Machine, models and memory, in some ten lines."""
     threads = f", {card['threads']} threads" if card["threads"] > 1 else ", 1 thread"
     device = card["device"] + (threads if card["device_type"] == "cpu" else "")
-    if card["device_type"] == "cpu" and "float16" in (
-        card["draft"]["dtype"],
-        card["target"]["dtype"],
-    ):
-        device += "; float16, which few processors compute fast"
     fit = "both at once" if card["both_fit"] else "one after the other"
     sides = [card["draft"], card["target"]]
     lines = {
@@ -33,6 +28,11 @@ def format_card(card: dict[str, Any]) -> str:
             *(f"  {name:18}  {d:{width}}  {t}" for name, (d, t) in lines.items()),
             f"  memory              {card['needed_gb']:.2f} GB for both, a tenth on top of the "
             f"weights; {card['free_gb']:.1f} GB free: {fit}",
+            *(
+                f"  slow here           {dtype}: a product takes {times:.0f} times as long as in "
+                "float32; --dtype-override float32 is quicker to plan with"
+                for dtype, times in card["slow_dtypes"].items()
+            ),
         ]
     )
 
@@ -42,19 +42,23 @@ def format_table(plan: dict[str, Any]) -> str:
     alphas = list(plan["rows"][0]["S"])
     head = ["K", "c", "v(K)", "h", "break-even α", *(f"S at α={alpha}" for alpha in alphas)]
     rows = [head, *(_cells(row) for row in plan["rows"])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    table = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
     best = [f"{alpha}: {k or 'target alone'}" for alpha, k in plan["best_K"].items()]
     return "\n".join(
         [
             f"one step: draft {plan['draft_step_ms']:.2f} ms, target {plan['target_step_ms']:.2f} "
             f"ms; h₀ {_number(plan['h0'])}; h and h₀ of {plan['overhead_of']}",
             "",
-            *table,
+            *aligned(rows),
             "",
             f"best K by α: {', '.join(best)}",
         ]
     )
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -8,15 +8,18 @@ from typing import Any
 
 from specdec.analysis.theory import break_even_alpha, speedup, tokens_per_round
 from specdec.benchmark.card import cache_bytes_per_token
+from specdec.models.loader import TORCH_DTYPES
 from specdec.models.memory_check import available_bytes, weight_bytes
 from specdec.models.random_weights import known_configuration, model_without_weights
 from specdec.models.registry import ModelSide
 from specdec.models.wrapper import ModelWrapper
 from specdec.planning.costs import Costs, Estimate, Request
+from specdec.planning.measure import slowdown
 from specdec.utils.reproducibility import capture_environment
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 GB = 1e9
+SLOW = 2.0  # times as long as in float32: a dtype that is said to be slow
 
 
 def make_card(request: Request) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def make_card(request: Request) -> dict[str, Any]:
         "needed_gb": request.needed / GB,
         "free_gb": available_bytes(request.device) / GB,
         "both_fit": request.both_fit,
+        "slow_dtypes": _slow_dtypes(request),
     }
 
 
@@ -47,9 +51,18 @@ def make_plan(card: dict[str, Any], costs: Costs) -> dict[str, Any]:
         "target_step_ms": costs.target_step * 1e3,
         "h0": _plain(costs.h0),
         "overhead_of": costs.overhead_of,
+        "interrupted": costs.interrupted,
         "rows": rows,
         "best_K": {str(alpha): _best(rows, alpha) for alpha in ALPHAS},
     }
+
+
+def _slow_dtypes(request: Request) -> dict[str, float]:
+    """How many times as long as in float32 products take, of the dtypes where it is long."""
+    names = dict.fromkeys((request.draft.dtype, request.target.dtype))
+    dtypes = [name for name in names if name in TORCH_DTYPES and name != "float32"]
+    found = {name: slowdown(TORCH_DTYPES[name], request.device) for name in dtypes}
+    return {name: times for name, times in found.items() if times > SLOW}
 
 
 def _side(side: ModelSide, request: Request) -> dict[str, Any]:

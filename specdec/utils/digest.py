@@ -2,6 +2,8 @@
 
 import ast
 import hashlib
+import os
+from functools import cache
 from pathlib import Path
 
 from specdec.utils.errors import SpecdecError
@@ -10,19 +12,44 @@ from specdec.utils.paths import PROJECT_ROOT
 PACKAGE = "specdec"
 LOGGER_NAMES = {"log", "logger"}
 LOGGER_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
+NATIVE = {".cpp", ".cu", ".h"}  # sources of kernels, compiled where they run
+
+# Of a model's files both ends count in its digest, so much each: small ones whole.
+DIGESTED_BYTES = 64 * 2**20
 
 
 def code_digest(module_name: str, root: Path = PROJECT_ROOT) -> str:
     """16 hex digits of the SHA-256 of a module and of every specdec module that it imports.
 
-    Hashed are syntax trees: comments, layout, docstrings and the texts of log messages do not
-    count. `root` is the folder that holds the package. The same code can have another digest under
-    another minor version of Python, whose trees differ.
+    Hashed are syntax trees: comments, layout, docstrings, the texts of log messages and of raised
+    errors, and functions that only word these do not count. Kernels' sources in the folders of
+    these modules count as they are. `root` is the folder that holds the package. The same code can
+    have another digest under another minor version of Python, whose trees differ.
     """
     digest = hashlib.sha256()
-    for name, path in import_closure(module_name, root).items():
-        tree = _WithoutTalk().visit(ast.parse(path.read_bytes(), filename=str(path)))
-        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    closure = import_closure(module_name, root)
+    for name, path in closure.items():
+        digest.update(f"{name}\n{_what_counts(path.read_bytes(), str(path))}\n".encode())
+    for folder in sorted({path.parent for path in closure.values()}):
+        for path in sorted(path for path in folder.iterdir() if path.suffix in NATIVE):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def model_digest(model: str) -> str:
+    """16 hex digits over a local model: its file, or those in its folder; a hub's name as it is."""
+    place = Path(model)
+    if not place.exists():
+        return model
+    files = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.suffix != ".md"):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode() + file.read(DIGESTED_BYTES))
+            file.seek(-min(size, DIGESTED_BYTES), os.SEEK_END)
+            digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
@@ -69,8 +96,32 @@ def _imported_names(tree: ast.AST, package: str) -> set[str]:
     return {name for name in names if name.split(".")[0] == PACKAGE}
 
 
+@cache
+def _what_counts(source: bytes, filename: str) -> str:
+    """A module's syntax tree as text, without what only speaks to people."""
+    tree = ast.parse(source, filename=filename)
+    tree.body = [node for node in tree.body if not _only_words_errors(node, tree)]
+    return ast.dump(_WithoutTalk().visit(tree))
+
+
+def _only_words_errors(function: ast.stmt, tree: ast.Module) -> bool:
+    """Whether a private function of a module is called in its `raise` statements alone."""
+    if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_"):
+        return False
+    calls = _uses(function.name, tree) - _uses(function.name, function)
+    raised = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+    return 0 < calls == sum(_uses(function.name, node) for node in raised)
+
+
+def _uses(name: str, tree: ast.AST) -> int:
+    return sum(isinstance(node, ast.Name) and node.id == name for node in ast.walk(tree))
+
+
 class _WithoutTalk(ast.NodeTransformer):
-    """Removes what only speaks to people: docstrings, and the texts given to a logger."""
+    """Removes docstrings, the texts given to a logger, and those of errors that are raised."""
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return _WithoutTexts().visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -87,6 +138,16 @@ class _WithoutTalk(ast.NodeTransformer):
         ):
             node.args = [arg for arg in node.args if not _is_text(arg)]
         return self.generic_visit(node)
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    """Empties every text; what is computed to be shown in one goes with it."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Constant("") if isinstance(node.value, str) else node
 
 
 def _is_text(node: ast.expr) -> bool:

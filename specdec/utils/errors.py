@@ -1,6 +1,7 @@
 """One error class for what a user can put right, and one way to end a command with it."""
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -47,7 +48,11 @@ def cli(main: Callable[[], int | None]) -> NoReturn:
 
     Exit code 0 (or what `main` returns), 2 for what a user can put right, 1 for anything else,
     130 for Ctrl-C. With SPECDEC_TRACEBACK=1 in the environment the traceback is printed as well.
+    A terminal that can't show a character shows a question mark for it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:

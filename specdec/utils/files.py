@@ -1,11 +1,15 @@
 """Files that are whole or absent, and a lock that one process holds at a time."""
 
+import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from specdec.utils.errors import SpecdecError
 
 
 @contextmanager
@@ -26,6 +30,31 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path | str) -> None:
+    """Raise SpecdecError unless a file can be made in a folder, or in the one it will be made in.
+
+    Tried, since permissions alone don't tell: a file system may be read-only.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = "it is no folder" if error.errno == errno.ENOTDIR else error.strerror
+        raise SpecdecError(
+            f"{folder}: nothing can be written there ({reason}): free it, or run elsewhere"
+        ) from error
+
+
+def check_output(path: Path | str) -> None:
+    """Raise SpecdecError unless `atomic_write` can write `path`: before work is put into it."""
+    if Path(path).is_dir():
+        raise SpecdecError(f"{path}: is a folder; name a file in it")
+    check_writable(Path(path).parent)
 
 
 @contextmanager

@@ -2,5 +2,10 @@
 
 from pathlib import Path
 
-#: The checkout that this package was imported from: the folder of config/ and resources/.
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+#: The folder that holds the package: the checkout, or where a wheel was installed.
+PROJECT_ROOT = _PACKAGE.parent
+
+#: The folder of config/ and resources/: the checkout, or the copy that setup.py put into a wheel.
+SHIPPED = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else PROJECT_ROOT

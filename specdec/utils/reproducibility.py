@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from specdec import __version__
 from specdec.utils.digest import code_digest
-from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write, exclusive_lock
+from specdec.utils.machine import check_threads
 from specdec.utils.paths import PROJECT_ROOT
 
 __all__ = [
@@ -57,8 +58,7 @@ def deterministic_flags(enabled: bool = True) -> None:
 
 def set_threads(count: int) -> None:
     """Let torch compute on `count` threads of the processor."""
-    if count < 1:
-        raise SpecdecError(f"threads: {count} is below 1")
+    check_threads(count)
     torch.set_num_threads(count)
 
 
@@ -77,7 +77,7 @@ def capture_environment(device: torch.device | str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": _version("transformers"),
-        "specdec": _version("specdec"),
+        "specdec": __version__,
         "bitsandbytes": _version("bitsandbytes"),
         "cuda": torch.version.cuda,
         "driver": _driver_version() if on_gpu else None,

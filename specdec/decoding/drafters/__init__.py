@@ -1,0 +1,1 @@
+"""What proposes tokens: one interface, a module for each way to draft."""

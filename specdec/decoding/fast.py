@@ -1,0 +1,98 @@
+"""What of a run is compiled, and why not all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from specdec.decoding.drafters.interface import Drafter
+from specdec.decoding.drafters.none import NoDraft
+from specdec.decoding.sampling import Sampling
+from specdec.engine.capture import CapturedRound
+from specdec.engine.fast_model import FastModel, fast_model
+from specdec.engine.pieces import Round
+from specdec.engine.session import FastSession
+from specdec.models.wrapper import ModelWrapper, Session
+from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Fast:
+    """The compiled parts of a run, None where a part runs eagerly; `reason` says why."""
+
+    target: FastModel | None = None
+    draft: FastModel | None = None
+    round: Round | None = None
+    reason: str | None = None
+
+    def opener(
+        self, slots: int, captured: CapturedRound | None, until_the_end: ExitStack
+    ) -> Callable[[str, ModelWrapper], Session | FastSession]:
+        """`Generation.open`: sessions with room for `slots` tokens, whose caches are given back."""
+        models = {"target": self.target, "draft": self.draft}
+
+        def open(role: str, wrapper: ModelWrapper) -> Session | FastSession:
+            model = models[role]
+            if model is None:
+                return Session(wrapper)
+            if captured is not None:
+                return FastSession(model, captured.caches[role])
+            cache = model.take_cache(slots)
+            until_the_end.callback(model.give_back, cache)
+            return FastSession(model, cache)
+
+        return open
+
+    def capture(self, k: int, slots: int, noise, timed: bool) -> CapturedRound:
+        """The round as one CUDA graph, over caches of its own."""
+        models = {"target": self.target, "draft": self.draft}
+        caches = {n: m.take_cache(slots) for n, m in models.items() if m is not None}
+        return CapturedRound(self.round, k, caches, noise, timed)
+
+
+def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: str) -> Fast:
+    """Compile what a decoder's rounds need, or find it compiled.
+
+    Raises:
+        SpecdecError: with engine "compiled", where the target can't be compiled.
+    """
+    alone, fast = isinstance(drafter, NoDraft), fast_model(target)
+    try:
+        verify = fast.run
+        # A target's pass is worth something without its decision only where there is a draft.
+        baseline = Round(verify, fast.decide(sampling)) if alone else None
+    except Exception as error:  # compilers raise anything
+        reason = f"{target.name} can't be compiled: {_said(error)}"
+        if engine == "compiled":
+            raise SpecdecError(f"{reason}; take engine 'auto' or 'eager'") from error
+        log.warning("the eager engine it is: %s", reason)
+        return Fast(reason=reason)
+    if alone:
+        return Fast(fast, None, baseline)
+    try:
+        draft = fast_model(drafter.wrapper)
+        steps = draft.run
+    except Exception as error:
+        reason = f"the draft runs eagerly, for it can't be compiled: {_said(error)}"
+        log.info("%s", reason)
+        return Fast(fast, reason=reason)
+    reason = drafter.on_host
+    if reason is None:
+        try:
+            choose = draft.choose(sampling, target.vocab_size)
+            return Fast(fast, draft, Round(verify, fast.decide(sampling), steps, choose))
+        except Exception as error:
+            reason = f"their decision can't be compiled: {_said(error)}"
+    reason = f"rounds are driven from the host: {reason}"
+    log.info("%s", reason)
+    return Fast(fast, draft, None, reason)
+
+
+def _said(error: Exception) -> str:
+    if is_out_of_memory(error):
+        raise error
+    return f"{type(error).__name__}: {one_line(error)[:200]}"

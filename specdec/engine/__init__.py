@@ -1,0 +1,1 @@
+"""How passes get fast: compiled once a model, over caches that keep their place."""

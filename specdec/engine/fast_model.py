@@ -1,0 +1,212 @@
+"""The fast form of a model: its pass compiled once, for any number of tokens, and its caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from threading import RLock
+
+import torch
+
+from specdec.decoding.compiler import compile_ahead
+from specdec.decoding.narrow import lay_out_weights, narrow_operators
+from specdec.decoding.sampling import Sampling, make_noise, widened
+from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
+from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
+from specdec.models.wrapper import ModelWrapper
+from specdec.utils.errors import SpecdecError
+
+RECOMPILE_LIMIT = 64  # variants of one piece on a GPU; PyTorch's own, 8, ends a job
+ROUNDING = 0.1  # of the largest logit: more than any dtype's, less than any mistake's
+ROWS = 3  # of an example: any number above 1 stands for all
+
+_one_at_a_time = RLock()  # compiling lends a model other layers for a while
+
+
+def fast_model(wrapper: ModelWrapper) -> FastModel:
+    """The fast form of this model: there is one."""
+    with _one_at_a_time:
+        if wrapper.fast is None:
+            wrapper.fast = FastModel(wrapper)
+        return wrapper.fast
+
+
+class FastModel:
+    """What of a model is compiled. Each piece is tried on a real pass before it counts."""
+
+    def __init__(self, wrapper: ModelWrapper) -> None:
+        self.wrapper = wrapper
+        self._pieces: dict[tuple, Callable] = {}
+        self._free: list[FixedCache] = []
+        self._example: tuple[torch.Tensor, GrowingCache] | None = None
+
+    @property
+    def run(self) -> Callable:
+        """The compiled `ModelPass`."""
+        return self._piece(("pass",), self._compile_pass)
+
+    def decide(self, sampling: Sampling) -> Callable:
+        """The compiled `Decision` about this model's logits."""
+        return self._piece(("decide", sampling), lambda: self._compile_decision(sampling))
+
+    def choose(self, sampling: Sampling, target_size: int) -> Callable | None:
+        """The compiled `DraftChoice` from this model's logits, before a target of `target_size`.
+
+        None where the pass has chosen already.
+        """
+        if sampling.kind.draft_is_likeliest and self.wrapper.vocab_size <= target_size:
+            return None
+        address = ("choose", sampling, target_size)
+        return self._piece(address, lambda: self._compile_choice(sampling, target_size))
+
+    def take_cache(self, slots: int) -> FixedCache:
+        """A cache of at least `slots` places that nobody else has; `give_back` it in the end."""
+        with _one_at_a_time:
+            for cache in self._free:
+                if cache.slots >= slots:
+                    self._free.remove(cache)
+                    return cache
+            self._free.clear()  # all too short: texts have grown
+            return FixedCache(self._sample[1], slots)
+
+    def give_back(self, cache: FixedCache) -> None:
+        self._free.append(cache)
+
+    def _piece(self, address: tuple, compile: Callable[[], Callable]) -> Callable:
+        piece = self._pieces.get(address)
+        if piece is None:
+            with _one_at_a_time, torch.no_grad():
+                piece = self._pieces.get(address) or compile()
+                self._pieces[address] = piece
+        return piece
+
+    @property
+    def _sample(self) -> tuple[torch.Tensor, GrowingCache]:
+        """Logits `[1, V]` and cache of a pass over one token: their shapes and dtypes."""
+        if self._example is None:
+            if self.wrapper.device.type == "cpu":
+                lay_out_weights(self.wrapper.model)
+            logits, cache = self.wrapper.forward(torch.zeros(1, 1, dtype=torch.long))
+            self._example = logits[0, :, : self.wrapper.vocab_size], cache
+        return self._example
+
+    def _compile_pass(self) -> Callable:
+        wrapper = self.wrapper
+        if self._on_cpu and wrapper.is_4bit:
+            raise SpecdecError("4-bit weights can't be compiled for a CPU")
+
+        def arguments(rows: int) -> tuple:
+            cache = FixedCache(self._sample[1], rows * SLOTS_STEP)
+            tokens = torch.zeros(rows, dtype=torch.long, device=wrapper.device)
+            return tokens, self._number(1), cache.first(cache.slots)
+
+        buffers = 2 * len(self._sample[1])
+        sizes = {0: _dim("rows")}, None, [{0: _dim("slots")}] * buffers
+        config = wrapper.model.config.to_dict()
+        config.pop("_name_or_path", None)  # where the model lies changes no code
+        identity = {"model": config, "vocabulary": wrapper.vocab_size}
+        with narrow_operators(wrapper.model) if self._on_cpu else nullcontext():
+            module = ModelPass(wrapper.model, wrapper.vocab_size)
+            return self._compile(module, arguments, sizes, identity, tries=(1, ROWS))
+
+    def _compile_decision(self, sampling: Sampling) -> Callable:
+        def arguments(k: int) -> tuple:
+            logits, q = self._rows(k + 1), self._number(0)
+            if sampling.kind.asks_for_q:
+                q = widened(logits[:k]).softmax(-1)
+            block = torch.arange(k + 1, device=self.wrapper.device)
+            state, ends = self._number(0).repeat(STATE_SIZE), self._number(-1).repeat(END_TOKENS)
+            limits = torch.cat([self._number(SLOTS_STEP).view(1), ends])
+            return logits, block, q, state, limits, *self._chance(sampling)
+
+        k = _dim("k")
+        q_rows = {0: k} if sampling.kind.asks_for_q else None
+        sizes = {0: k + 1}, {0: k + 1}, q_rows, None, None, _places(sampling), None
+        identity = {"sampling": _name(sampling)}
+        return self._compile(Decision(sampling), arguments, sizes, identity, tries=(0, 1, ROWS))
+
+    def _compile_choice(self, sampling: Sampling, target_size: int) -> Callable:
+        def arguments(rows: int) -> tuple:
+            return self._rows(rows), self._number(0), *self._chance(sampling)
+
+        module = DraftChoice(sampling, self.wrapper.vocab_size, target_size)
+        sizes = {0: _dim("rows")}, None, _places(sampling), None
+        identity = {"sampling": _name(sampling), "target": target_size}
+        return self._compile(module, arguments, sizes, identity, tries=(1, 2))
+
+    def _compile(self, module, arguments, sizes: tuple, identity: dict, tries: tuple) -> Callable:
+        """A module compiled for `arguments(n)` of any n, and tried with a few.
+
+        Raises:
+            Exception: what the compiler says, or SpecdecError where its outcome is another.
+        """
+        if self._on_cpu:
+            compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
+        else:
+            limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+            torch._dynamo.config.recompile_limit = limit
+            compiled = torch.compile(module, fullgraph=True)
+        for n in tries:  # a compiler may find out only now that it can't
+            given = arguments(n)
+            if not self._on_cpu:
+                _mark_dynamic(given, sizes)
+            expected = module(*given)
+            # A model's own likeliest token may be a tie; a decision about given logits is none.
+            exact = not isinstance(module, ModelPass)
+            if not _alike(compiled(*given), expected, exact):
+                raise SpecdecError(f"the compiled {type(module).__name__} gives other numbers")
+        return compiled
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.wrapper.device.type == "cpu"
+
+    def _number(self, value: int) -> torch.Tensor:
+        return torch.tensor(value, device=self.wrapper.device)
+
+    def _rows(self, count: int) -> torch.Tensor:
+        """Some logits `[count, V]`."""
+        like = self._sample[0]
+        random = torch.randn(count, like.shape[1], generator=torch.Generator().manual_seed(0))
+        return random.to(like.device, like.dtype)
+
+    def _chance(self, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise and temperature as a request has them."""
+        device = self.wrapper.device
+        noise = make_noise(sampling, 0, SLOTS_STEP, device, synthetic_acceptance=0.5)
+        return noise, torch.ones((), dtype=torch.float64, device=device)
+
+
+def _dim(name: str) -> torch.export.Dim:
+    return torch.export.Dim(name, min=0, max=2**24)
+
+
+def _places(sampling: Sampling) -> dict | None:
+    return {0: _dim("places")} if sampling.kind.has_table else None
+
+
+def _name(sampling: Sampling) -> str:
+    return f"{sampling.kind.__name__}, top-k {sampling.top_k}, top-p {sampling.top_p}"
+
+
+def _alike(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], exact: bool) -> bool:
+    """Whether two outcomes of a piece say the same, but for rounding; `exact` is about integers."""
+    for a, b in zip(ours, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not a.is_floating_point():
+            if exact and not torch.equal(a, b):
+                return False
+        elif a.numel() and b.isfinite().all():
+            if (a - b).abs().amax() > ROUNDING * b.abs().amax():
+                return False
+    return True
+
+
+def _mark_dynamic(arguments: tuple, sizes: tuple) -> None:
+    """Tell PyTorch's compiler of a GPU which sizes change; it takes 0 and 1 for sizes apart."""
+    for given, size in zip(arguments, sizes, strict=True):
+        tensors, of_each = (given, size) if isinstance(given, list) else ([given], [size])
+        for tensor, dims in zip(tensors, of_each, strict=True):
+            if dims and len(tensor) > 1:
+                torch._dynamo.mark_dynamic(tensor, 0)

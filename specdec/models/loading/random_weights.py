@@ -1,0 +1,79 @@
+"""Models of known sizes and random weights: for timing, where nothing has to be downloaded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from specdec.models.loading.configuration import known_configuration
+from specdec.models.loading.form import (
+    check_form,
+    compute_dtype,
+    keep_quantisation,
+    resolve_device,
+    weight_options,
+)
+from specdec.models.loading.library import explained, quiet
+from specdec.models.registry import ModelSide
+from specdec.models.wrapper import ModelWrapper
+
+SEED = 0
+INT4_STD = 0.02  # of weights that are quantised; the others are drawn as their class draws them
+
+
+def load_random_weights(side: ModelSide, device: str = "auto") -> ModelWrapper:
+    """A model of random weights, the same at every call, wrapped without a tokenizer.
+
+    Raises:
+        SpecdecError: for sizes that are not known here or fit no model, and for int4 without
+            bitsandbytes.
+    """
+    check_form(side.label, side.dtype)
+    place = resolve_device(device)
+    config = known_configuration(side)
+    config.name_or_path = side.label
+    with torch.random.fork_rng(), quiet(), explained(side.label):
+        torch.manual_seed(SEED)
+        make = _quantised if side.dtype == "int4" else _drawn
+        model = make(side, config, place)
+    return ModelWrapper(model.requires_grad_(False), None, place)
+
+
+def model_without_weights(
+    side: ModelSide, config: PreTrainedConfig, device: torch.device
+) -> PreTrainedModel:
+    """A model as `device` would compute it that takes no memory; tied weights are one tensor."""
+    dtype = compute_dtype(side.dtype, device)
+    with quiet(), explained(side.label), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=side.trust_remote_code
+        )
+
+
+def _drawn(side: ModelSide, config: PreTrainedConfig, place: torch.device) -> PreTrainedModel:
+    """Weights as the model's class initialises them, drawn where and as what they are wanted."""
+    model = model_without_weights(side, config, place).to_empty(device=place)
+    model.init_weights()  # weights, rotary tables, and what is tied
+    return model
+
+
+def _quantised(side: ModelSide, config: PreTrainedConfig, place: torch.device) -> PreTrainedModel:
+    """Random weights in 4 bits, made by the loader of trained ones.
+
+    Layers of one shape are given the same weights, for the unquantised ones of a large model would
+    not fit beside it; each gets 4-bit ones of its own.
+    """
+    options = weight_options(side.dtype, place)
+    empty = model_without_weights(side, config, place)
+    drawn: dict[tuple, torch.Tensor] = {}
+    state = {}
+    for name, weight in empty.named_parameters():
+        if weight.dim() > 1:
+            if weight.shape not in drawn:
+                drawn[weight.shape] = torch.empty(weight.shape).normal_(std=INT4_STD)
+            state[name] = drawn[weight.shape]
+        else:  # of a norm, or a bias
+            state[name] = torch.full(weight.shape, float(name.endswith("weight")))
+    model = type(empty).from_pretrained(None, config=config, state_dict=state, **options)
+    keep_quantisation(model)
+    return model
