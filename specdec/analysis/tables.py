@@ -19,6 +19,8 @@ from specdec.analysis.cells import cells_table, find_baselines, positions_table
 from specdec.analysis.statistics import ratio
 from specdec.analysis.study_records import AGAIN, Record, read_study
 from specdec.analysis.table_files import FILES, Tables
+from specdec.analysis.table_files import load_table as load_table  # whoever makes tables reads them
+from specdec.analysis.table_files import load_tables as load_tables
 from specdec.profiling.metrics import GenerationResult
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write

@@ -9,6 +9,7 @@ from typing import Any
 from specdec.benchmark.arms import arm_name
 from specdec.benchmark.card import format_gpu
 from specdec.benchmark.settings import PEERS
+from specdec.utils.table import aligned
 
 TOLERANCE = 0.02  # how much timing the phases may change S
 
@@ -54,8 +55,6 @@ def format_table(document: dict[str, Any]) -> str:
             memory = f"{row['peak_memory_mib']:.0f}"
             lines.append([row["arm"], *(_value(*estimate) for estimate in estimates), memory])
             lines.append(["", *(_interval(*estimate) for estimate in estimates), ""])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [_aligned(line, widths) for line in lines]
     title = (
         "95 % intervals over prompts in brackets; S against the baseline; phases without prefill"
     )
@@ -64,7 +63,7 @@ def format_table(document: dict[str, Any]) -> str:
     for found in _comparisons(document).values():
         title += f"; ours ÷ theirs: of {found['of']}"
         break
-    text = ["", title, *text]
+    text = ["", title, aligned(lines)]
     text += [
         f"{row['arm']}: not run: {row['not_run']}" for row in document["rows"] if "not_run" in row
     ]
@@ -165,12 +164,6 @@ def _interval(estimate: dict[str, float] | None, factor: float, places: int) -> 
     if estimate is None or math.isnan(estimate["low"]):
         return ""
     return f"[{estimate['low'] * factor:.{places}f}, {estimate['high'] * factor:.{places}f}]"
-
-
-def _aligned(cells: list[str], widths: list[int]) -> str:
-    name, *figures = cells
-    padded = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
-    return "  ".join([name.ljust(widths[0]), *padded]).rstrip()
 
 
 def _without_nan(value: Any) -> Any:

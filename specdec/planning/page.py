@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from specdec.utils.table import aligned
+
 
 def format_card(card: dict[str, Any]) -> str:
     """Machine, models and memory, in some ten lines."""
@@ -48,17 +50,11 @@ def format_table(plan: dict[str, Any]) -> str:
             f"one step: draft {plan['draft_step_ms']:.2f} ms, target {plan['target_step_ms']:.2f} "
             f"ms; h₀ {_number(plan['h0'])}; h and h₀ of {plan['overhead_of']}",
             "",
-            *aligned(rows),
+            aligned(rows, words=0),
             "",
             f"best K by α: {', '.join(best)}",
         ]
     )
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

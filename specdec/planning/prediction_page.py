@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from specdec.planning.page import aligned, format_table
+from specdec.planning.page import format_table
+from specdec.utils.table import aligned
 
 
 def format_prediction(plan: dict[str, Any]) -> str:
@@ -33,7 +34,7 @@ def format_comparison(compared: dict[str, Any]) -> str:
         rows.append(
             [str(row["K"]), name, f"{ours:.3f}", f"{theirs:.3f}", f"{ours / theirs - 1:+.1%}"]
         )
-    return _marked(aligned(rows))
+    return _marked(aligned(rows, words=0).splitlines())
 
 
 def _marked(lines: list[str]) -> str:
