@@ -22,11 +22,15 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
-from specdec.decoding.narrow import build_operators
+from specdec.kernels.build import instructions, load_operators, source_digest
+from specdec.kernels.formats import MAY_ROUND
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import processor_name
+from specdec.utils.sealed import is_whole, seal
+
+GRAFT = "specdec.kernels.graft"
 
 log = get_logger(__name__)
 
@@ -52,18 +56,25 @@ def compile_ahead(
     Raises:
         Exception: whatever the compiler says about a module that it cannot do.
     """
-    build_operators(cache_folder())
+    load_operators(cache_folder())
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
     name = type(module).__name__
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
-        if not path.exists():
+        if not all(is_whole(part) for part in _parts(path)):
+            if path.exists():
+                log.warning("%s is not as it was written: compiling %s again", path, name)
             log.info("compiling %s …", name)
             began = time.perf_counter()
             _compile(module, example, dynamic_shapes, path)
             log.info("compiled %s in %.0f s", name, time.perf_counter() - began)
     return _load(path, weights)
+
+
+def _parts(path: Path) -> list[Path]:
+    """What is kept of a compiled module: the package, and constants that tracing found."""
+    return [path, path.with_suffix(".constants")]
 
 
 def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
@@ -84,6 +95,8 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
     found = {name: value for name, value in program.constants.items() if torch.is_tensor(value)}
     torch.save(found, path.with_suffix(".constants"))
     unfinished.replace(path)
+    for part in _parts(path):
+        seal(part)
 
 
 def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
@@ -115,7 +128,10 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "code": code_digest("specdec.decoding.compiled"),  # with the pieces, the cache, this file
+        # What is traced, with what it imports; how it is made; and what stands in for its layers.
+        "code": [code_digest(m) for m in (type(module).__module__, __name__, GRAFT)],
+        "kernels": [source_digest(), instructions()],
+        "rounds": any(getattr(part, MAY_ROUND, False) for part in module.modules()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],
