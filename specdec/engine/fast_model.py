@@ -105,9 +105,9 @@ class FastModel:
         config = wrapper.model.config.to_dict()
         config.pop("_name_or_path", None)  # where the model lies changes no code
         identity = {"model": config, "vocabulary": wrapper.vocab_size}
-        with narrow_operators(wrapper.model) if self._on_cpu else nullcontext():
-            module = ModelPass(wrapper.model, wrapper.vocab_size)
-            return self._compile(module, arguments, sizes, identity, tries=(1, ROWS))
+        module = ModelPass(wrapper.model, wrapper.vocab_size)
+        ours = narrow_operators(wrapper.model) if self._on_cpu else nullcontext()
+        return self._compile(module, arguments, sizes, identity, tries=(1, ROWS), layers=ours)
 
     def _compile_decision(self, sampling: Sampling) -> Callable:
         def arguments(k: int) -> tuple:
@@ -134,14 +134,17 @@ class FastModel:
         identity = {"sampling": _name(sampling), "target": target_size}
         return self._compile(module, arguments, sizes, identity, tries=(1, 2))
 
-    def _compile(self, module, arguments, sizes: tuple, identity: dict, tries: tuple) -> Callable:
-        """A module compiled for `arguments(n)` of any n, and tried with a few.
+    def _compile(
+        self, module, arguments, sizes: tuple, identity: dict, tries: tuple, layers=None
+    ) -> Callable:
+        """A module compiled for `arguments(n)` of any n, with other `layers`, and tried with a few.
 
         Raises:
             Exception: what the compiler says, or SpecdecError where its outcome is another.
         """
         if self._on_cpu:
-            compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
+            with layers or nullcontext():
+                compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
