@@ -3,8 +3,8 @@
     python benchmarks/acceptance_of_methods.py --pair micro
     python benchmarks/acceptance_of_methods.py --pair micro_other
 
-Prints a Markdown table: α and τ over built-in prompts of every domain, with 95 % intervals of α by
-bootstrap over prompts. Only counts are compared, so the machine may be busy.
+Prints a Markdown table: α and τ over built-in prompts of every domain, with 95 % intervals of α
+over prompts. Only counts are compared, so the machine may be busy.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import argparse
 
 import numpy as np
 import torch
-from scipy import stats
 
 from specdec import load_pair
+from specdec.analysis.statistics import acceptance_interval
 from specdec.data.dataset import encode_prompt
 from specdec.data.sources import load_texts, parse_source
 from specdec.decoding.speculative import VOCABULARY_METHODS, SpeculativeDecoder
@@ -63,25 +63,19 @@ def main() -> None:
                 sampling = "coupled" if coupled else "rejection" if temperature > 0 else "greedy"
                 vocabulary = "shared" if shared else method
                 print(
-                    f"| {temperature:g} | {vocabulary} | {sampling} | {row(results)} |", flush=True
+                    f"| {temperature:g} | {vocabulary} | {sampling} | {row(results, arguments.k)} |",
+                    flush=True,
                 )
 
 
-def row(results) -> str:
+def row(results, K: int) -> str:
     accepted = np.array([sum(result.accepted_per_round) for result in results])
     proposed = np.array([sum(result.proposed_per_round) for result in results])
-    interval = stats.bootstrap(
-        (accepted, proposed),
-        lambda a, p, axis: a.sum(axis) / p.sum(axis),
-        paired=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    low, high = acceptance_interval(accepted, proposed, K)
     tokens = sum(result.num_tokens - 1 for result in results)
     rounds = sum(result.num_speculation_rounds for result in results)
     alpha = accepted.sum() / proposed.sum()
-    return f"{alpha:.3f} | {interval.low:.3f} to {interval.high:.3f} | {tokens / rounds:.2f}"
+    return f"{alpha:.3f} | {low:.3f} to {high:.3f} | {tokens / rounds:.2f}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ rule decode:
         weights=pair_weights,
         code=code_digest("specdec.decoding.job"),
     shell:
-        'exec python "$SCRIPTS/decode.py" --stop-with-parent'
+        'exec python "$SCRIPTS/job.py" decode.py --stop-with-parent'
         ' --pair {wildcards.pair} --registry "$REGISTRY" --prompts {input.prompts:q}'
         " --domain {wildcards.domain} --k {wildcards.k} --temperature {wildcards.temperature}"
         " --engine {wildcards.engine}"

@@ -11,5 +11,5 @@ rule build_prompts:
         sources=source_files,
         code=code_digest("scripts.build_prompts"),
     shell:
-        'exec python "$SCRIPTS/build_prompts.py" --registry "$REGISTRY" --pairs {params.pairs}'
+        'exec python "$SCRIPTS/job.py" build_prompts.py --registry "$REGISTRY" --pairs {params.pairs}'
         " --settings {params.settings:q} --out {output.prompts:q} > {log:q} 2>&1"

@@ -18,4 +18,4 @@ rule make_tables:
     params:
         code=code_digest("specdec.analysis.tables"),
     shell:
-        'exec python "$SCRIPTS/make_tables.py" --out results/tables {input.runs:q} > {log} 2>&1'
+        'exec python "$SCRIPTS/job.py" make_tables.py --out results/tables {input.runs:q} > {log} 2>&1'

@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 from specdec import __main__ as command
 from specdec.benchmark import card, run, table
@@ -32,7 +33,7 @@ from specdec.benchmark.rows import instrumentation, make_rows
 from specdec.benchmark.run import benchmark, compare
 from specdec.benchmark.settings import Settings
 from specdec.benchmark.transformers_arm import assisted_arm, generate_arm
-from specdec.decoding import narrow
+from specdec.decoding import loaded_pair, narrow
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.models.registry import ModelPair, ModelSide
@@ -80,7 +81,11 @@ def test_a_tied_embedding_is_read_whole_and_the_positions_are_not():
 
 def test_weights_that_are_read_in_bfloat16_count_so():
     wrapper = wrap(make_model("gpt2", vocab_size=64, dtype=torch.bfloat16).float())
-    layers = sum(layer.weight.numel() for layer in narrow._linear_layers(wrapper.model))
+    layers = sum(
+        part.weight.numel()
+        for part in wrapper.model.modules()
+        if isinstance(part, (Conv1D, torch.nn.Linear))
+    )
     others = sum(weight.numel() for weight in wrapper.model.parameters() if weight.dim() == 1)
     narrow.lay_out_weights(wrapper.model)
     assert card.weight_bytes(wrapper) == 2 * layers + 4 * others
@@ -108,7 +113,7 @@ def test_what_the_bandwidth_allows_is_bytes_divided_by_it():
     assert allowed["most_tokens_per_s"] == pytest.approx(5000)
 
 
-def test_the_copy_counts_what_is_read_and_what_is_written(monkeypatch):
+def test_a_copy_counts_what_is_read_and_what_is_written_and_a_read_what_is_read(monkeypatch):
     class Second:
         elapsed_ms = 1000.0
 
@@ -127,6 +132,14 @@ def test_the_copy_counts_what_is_read_and_what_is_written(monkeypatch):
     monkeypatch.setattr(card, "last_level_cache", lambda: 8192)
     copied = card.copy_bandwidth(torch.device("cpu"))
     assert copied == {"bytes_per_s": 2 * 8192, "buffer_bytes": 8192}
+    read = card.read_bandwidth(torch.device("cpu"))
+    assert read == {"bytes_per_s": 8192, "buffer_bytes": 8192}
+
+
+def test_a_share_of_the_reading_speed_counts_less_where_reading_is_faster():
+    shares = table.speeds([a_run()], [a_run()], allowed_ms=100.0, read_to_copy=2.0)
+    assert shares["share_of_bandwidth"]["value"] == pytest.approx(100 / 200)
+    assert shares["share_of_read"]["value"] == pytest.approx(50 / 200)
 
 
 # Turns and runs
@@ -324,7 +337,7 @@ def test_timing_that_slows_ours_down_is_seen():
 
 def test_a_benchmark_of_a_tiny_pair_says_everything(tiny_pair):
     settings = Settings(
-        **vars(SMALL) | {"against": "transformers", "instrumentation": True, "prompts": 3}
+        **vars(SMALL) | {"against": ("transformers",), "instrumentation": True, "prompts": 3}
     )
     document, shown = settled(tiny_pair, settings)
     arms = ["baseline", "K = 2", "K = 3", "transformers", "transformers, K = 2"]
@@ -336,13 +349,13 @@ def test_a_benchmark_of_a_tiny_pair_says_everything(tiny_pair):
     assert not any(document["differences"].values())
     assert set(document["instrumentation"]) == {"K = 2", "K = 3"}
     assert set(document["card"]["engine"]["got"]) == {"baseline", "K = 2", "K = 3"}
-    assert "GB/s" in shown and "geometric mean over K = 2, 3" in shown
+    assert "GB/s" in shown and "with the same draft, geometric mean over K = 2, 3: " in shown
     assert shown.strip().splitlines()[-1].startswith("K = 3: S = τ(1 + h₀)/(K·c + v + h) = ")
     assert "synthetic" not in shown.lower()
 
 
 def test_forced_acceptance_stands_on_the_face_of_everything(tiny_pair):
-    settings = Settings(**vars(SMALL) | {"against": "transformers", "synthetic_acceptance": 0.8})
+    settings = Settings(**vars(SMALL) | {"against": ("transformers",), "synthetic_acceptance": 0.8})
     document, shown = settled(tiny_pair, settings)
     assert "acceptance  synthetic 0.8" in shown
     assert "SYNTHETIC ACCEPTANCE 0.8" in shown and "S [synthetic 0.8]" in shown
@@ -365,7 +378,7 @@ def test_an_arm_that_transformers_cannot_run_says_so_in_its_row(tiny_pair, tiny_
     draft.model._is_stateful = True  # what transformers asks of the target
     target = wrap(perturbed(target.model, scale=0.0), tiny_tokenizer)
     target.model._is_stateful = True
-    settings = Settings(**vars(SMALL) | {"against": "transformers", "k": (2,)})
+    settings = Settings(**vars(SMALL) | {"against": ("transformers",), "k": (2,)})
     document, shown = settled((draft, target), settings)
     assert [row["arm"] for row in document["rows"]][:3] == ["baseline", "K = 2", "transformers"]
     assert "stateful" in document["rows"][3]["not_run"]
@@ -385,20 +398,41 @@ def test_json_holds_no_nan():
     assert json.loads(line) == {"a": [None, 1.0], "b": {"2": None}}
 
 
-def test_the_command_ends_in_one_json_document(tmp_path, capsys, monkeypatch):
-    out = tmp_path / "bench.json"
+@pytest.mark.parametrize("named", [False, True], ids=["last line", "file"])
+def test_the_command_gives_one_json_document(named, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "bench.json" if named else None
     words = "--pair micro --k 2 --prompts 2 --max-new-tokens 8 --repeats 1 --engine eager"
-    monkeypatch.setattr(sys, "argv", ["specdec", "bench", *words.split(), "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["specdec", "bench", *words.split()])
+    if named:
+        sys.argv += ["--out", str(out)]
     command.main()
     said = capsys.readouterr().out.splitlines()
     # Another test may have sent a logger's lines there.
     lines = [line for line in said if not line.startswith("[")]
     assert lines[0].startswith("pair        micro: resources/micro/draft")
-    document = json.loads(lines[-1])
-    assert document == json.loads(out.read_text())
+    document = json.loads(lines[-1] if out is None else out.read_text())
     assert {"card", "rows", "settings", "versions"} <= set(document)
     assert document["settings"]["k"] == [2] and document["versions"]["torch"] == torch.__version__
-    assert lines[-2].startswith("K = 2: S = ")
+    assert lines[-2].startswith("K = 2: S = ") and lines[-3].startswith("verdict: ")
+    assert named == (lines[-1] == f"written: {out}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--k -1", "--k: -1 is below 1"),
+        ("--temperature nan", "--temperature: nan is no number"),
+        ("--synthetic-acceptance 2", "--synthetic-acceptance: 2.0 is outside"),
+        ("--out .", "can't be written .Is a directory"),
+        ("--against llama.cpp --temperature 1", "llama.cpp compares greedy output"),
+    ],
+    ids=["k", "temperature", "acceptance", "out", "sampling"],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(words, says, monkeypatch):
+    monkeypatch.setattr(loaded_pair, "load_side", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sys, "argv", ["specdec", "bench", "--pair", "micro", *words.split()])
+    with pytest.raises(SpecdecError, match=says):
+        command.main()
 
 
 def test_random_weights_demand_a_forced_rate(monkeypatch):

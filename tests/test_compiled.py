@@ -10,9 +10,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM
 
 from specdec.decoding import compiler
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.generation import Generation
 from specdec.decoding.sampling import Greedy, Sampling, Warp, make_noise
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.engine import fast_model, pieces
@@ -352,6 +354,106 @@ def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(r
     )
     assert_same(*results)
     assert "its library is not for compilers" in results[1].engine_reason
+
+
+def test_what_compiles_and_then_fails_its_first_pass_was_not_compiled(monkeypatch, models):
+    """Compilers find out late what they can't do (seen: Falcon with ALiBi)."""
+
+    def compile_ahead(module, *rest):
+        def refuse(*arguments):
+            raise RuntimeError("Expected Eq(s33, u2) but received 21")
+
+        return refuse if isinstance(module, pieces.ModelPass) else module
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    target = wrap(models[1].model)
+    for make in (AutoregressiveDecoder, lambda *a, **s: SpeculativeDecoder(target, *a, 2, **s)):
+        decoder = make(target)
+        decoder.prepare()
+        result = decoder.generate(PROMPTS[0], 5)
+        assert result.engine == "eager" and "Expected Eq(s33, u2)" in result.engine_reason
+        with pytest.raises(SpecdecError, match="can't be compiled: .*Expected Eq.*'auto'"):
+            make(target, engine="compiled").generate(PROMPTS[0], 5)
+
+
+@pytest.fixture
+def compiled_modules(monkeypatch):
+    """What was given to the compiler, which leaves it as it is."""
+    modules = []
+
+    def compile_ahead(module, *rest):
+        modules.append(module)
+        return module
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    return modules
+
+
+def test_one_compilation_of_a_model_serves_every_k_and_both_decoders(compiled_modules, models):
+    draft, target = (wrap(wrapper.model) for wrapper in models)
+    for budget in (10, 3 * SLOTS_STEP):
+        AutoregressiveDecoder(target, engine="compiled").generate(PROMPTS[0], budget)
+        for k in (1, 2, 4):
+            SpeculativeDecoder(draft, target, k, engine="compiled").generate(PROMPTS[0], budget)
+    passes = [module for module in compiled_modules if isinstance(module, pieces.ModelPass)]
+    assert sorted(map(id, (module.model for module in passes))) == sorted(
+        map(id, (draft.model, target.model))
+    )
+    assert len(compiled_modules) == 3  # and one decision
+
+
+@pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
+@pytest.mark.parametrize("vocabulary", ["one", "two"])
+def test_nothing_is_compiled_while_a_clock_runs(monkeypatch, settings, vocabulary):
+    running, compiled = [], []
+    start, result = Generation.start_clock, Generation.result
+
+    def compile_ahead(module, *rest):
+        compiled.append(bool(running))
+        return module
+
+    def start_clock(run):
+        running.append(run)
+        start(run)
+
+    def finished(run, **others):
+        running.clear()
+        return result(run, **others)
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(Generation, "start_clock", start_clock)
+    monkeypatch.setattr(Generation, "result", finished)
+    tokenizers = [make_tokenizer(384), make_tokenizer(384 if vocabulary == "one" else 300)]
+    target, draft = (
+        wrap(make_model(vocab_size=len(tokenizer), dtype=torch.float64), tokenizer)
+        for tokenizer in tokenizers
+    )
+    for decoder in (
+        AutoregressiveDecoder(target, engine="compiled"),
+        SpeculativeDecoder(draft, target, 3, engine="compiled"),
+    ):
+        for prompt, budget in ((PROMPTS[0], 5), (PROMPTS[2], 2 * SLOTS_STEP)):
+            assert decoder.generate(prompt, budget, **settings).engine == "compiled"
+    assert compiled and not any(compiled)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_model_that_the_compiler_gets_wrong_runs_eagerly(tmp_path, monkeypatch):
+    """Falcon with ALiBi: where its pass can't be compiled, `auto` goes on and says why."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    config = FalconConfig(
+        vocab_size=384, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True
+    )
+    target = wrap(FalconForCausalLM(config))
+    decoder = SpeculativeDecoder(target, target, 2)
+    decoder.prepare()
+    result = decoder.generate(PROMPTS[0], 12, eos_token_id=None)
+    expected = AutoregressiveDecoder(target, engine="eager").generate(
+        PROMPTS[0], 12, eos_token_id=None
+    )
+    assert result.generated_ids == expected.generated_ids
+    assert result.engine == "compiled" or "can't be compiled" in result.engine_reason
 
 
 @needs_compiler

@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from specdec.analysis.figures import latency_cdf, speedup_heatmap, style, time_breakdown
+from specdec.analysis.figures import speedup_heatmap, style, time_breakdown
 from specdec.analysis.tables import load_table, make_tables, write_tables
 from specdec.utils.errors import SpecdecError
+from specdec.utils.paths import PROJECT_ROOT
 from tests.simulated_runs import Truth, simulate_job, simulate_study
 from tests.test_tables import cut_to_first_token, edit_records
 
@@ -211,7 +214,8 @@ def test_without_a_speculative_run_there_is_nothing_to_draw(tmp_path):
 def test_the_heatmap_shows_the_cells_of_the_table(tables_of):
     words = words_of(draw("speedup_heatmap", tables_of(default_study)))
     for cell in load_table(tables_of(default_study), "cells").itertuples():
-        assert f"{cell.S:.2f}× [{cell.S_low:.2f}, {cell.S_high:.2f}]" in words
+        ends = (cell.S_best_low, cell.S_best_high) if cell.best else (cell.S_low, cell.S_high)
+        assert "{:.2f}× [{:.2f}, {:.2f}]".format(cell.S, *ends) in words
 
 
 def heatmap_of(tmp_path, **changes) -> tuple[list[Rectangle], pd.DataFrame]:
@@ -225,12 +229,17 @@ def heatmap_of(tmp_path, **changes) -> tuple[list[Rectangle], pd.DataFrame]:
 
 
 def test_hatched_are_the_cells_whose_interval_holds_one(tmp_path):
-    patches, _ = heatmap_of(tmp_path, S_low=[0.9, 1.01, 0.8], S_high=[1.2, 1.3, 0.99])
+    ends = {"S_low": [0.9, 1.01, 0.8], "S_high": [1.2, 1.3, 0.99]}
+    patches, _ = heatmap_of(tmp_path / "a", **ends, best=False)
     assert [patch.get_x() for patch in patches if patch.get_hatch()] == [0]
+    # Of the outlined one, the interval that knows that it was chosen.
+    ends |= {"S_best_low": 0.98, "S_best_high": 1.4, "best": [False, True, False]}
+    patches, _ = heatmap_of(tmp_path / "b", **ends)
+    assert [patch.get_x() for patch in patches if patch.get_hatch()] == [0, 1]
 
 
 def test_outlined_is_the_best_k(tmp_path):
-    patches, _ = heatmap_of(tmp_path, S=[1.1, 1.4, 0.7])
+    patches, _ = heatmap_of(tmp_path, best=[False, True, False])
     black = [p for p in patches if p.get_edgecolor()[:3] == (0, 0, 0) and not p.get_fill()]
     assert [patch.get_x() for patch in black] == [1]
 
@@ -242,13 +251,78 @@ def test_colours_are_centred_at_one_and_double_and_half_are_equally_far(tmp_path
     np.testing.assert_allclose(faces, [colours(0.0), colours(0.5), colours(1.0)], atol=0.02)
 
 
+def test_pairs_stand_in_the_studys_order(tables_of):
+    """Others behind them, by name."""
+    figure = speedup_heatmap.draw(tables_of(default_study), ["micro_other", "micro"])
+    headings = [text.get_text() for text in texts_of(figure) if "greedy" in text.get_text()]
+    assert headings == ["micro_other, greedy", "micro, greedy", "micro_int4, greedy"]
+
+
+def test_panels_of_one_cell_stand_side_by_side_and_fill_the_width(tmp_path):
+    pairs = [replace(TRUTH, pair=name) for name in ("a", "b", "c")]
+    write_tables([simulate_job(tmp_path / "runs", pair, 4) for pair in pairs], tmp_path)
+    figure = speedup_heatmap.draw(tmp_path)
+    FigureCanvasAgg(figure).draw()
+    panels = figure.axes[:3]
+    assert len({round(ax.get_position().y0, 3) for ax in panels}) == 1
+    cells = [ax.patches[0].get_window_extent() for ax in panels]
+    assert sum(cell.width for cell in cells) > 0.6 * figure.bbox.width
+
+
+def test_a_cell_whose_output_is_not_the_baselines_is_marked(tmp_path):
+    def change(record):
+        if record["K"] and record["prompt_id"] in ("code_001", "code_002"):
+            record["generated_ids"][3] += 1
+
+    write_tables([edit_records(simulate_job(tmp_path / "runs", TRUTH, 4), change)], tmp_path)
+    words = words_of(draw("speedup_heatmap", tmp_path))
+    assert "≠ 2" in words and "promises its tokens" in words
+    write_tables([simulate_job(tmp_path / "whole", TRUTH, 4)], tmp_path)
+    assert "≠" not in words_of(draw("speedup_heatmap", tmp_path))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_study_without_any_speedup_says_why_its_figures_are_empty(tmp_path, name):
+    """All texts ended with their first token, as with a budget of 1: the heatmap failed on NaN."""
+    path = edit_records(simulate_job(tmp_path / "runs", TRUTH, 4), cut_to_first_token)
+    write_tables([path], tmp_path)
+    figure = draw(name, tmp_path)
+    style.save(figure, tmp_path / "a.png", tmp_path / "a.svg")
+    assert "no token after the first" in words_of(figure)
+
+
+@pytest.mark.parametrize("name", ["speedup_heatmap", "time_breakdown"])
+def test_a_cell_without_a_baseline_says_so(tmp_path, name):
+    write_tables([simulate_job(tmp_path / "runs", TRUTH, 4, paired=False)], tmp_path)
+    assert "no baseline" in words_of(draw(name, tmp_path))
+
+
 # The others
 
 
-def test_a_quantile_counts_each_value_by_its_weight():
-    values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.0])
-    quantiles = latency_cdf.weighted_quantiles(values, weights, [0, 0.5, 0.51, 0.75, 1])
-    assert quantiles.tolist() == [1, 1, 2, 2, 3]
+def test_below_ten_prompts_there_is_no_box(tmp_path):
+    for prompts, boxes in ((9, 0), (10, 1)):
+        folder = tmp_path / str(prompts)
+        write_tables([simulate_job(folder / "runs", TRUTH, 4, prompts=prompts)], folder)
+        assert len(draw("acceptance_by_domain", folder).axes[0].patches) == boxes
+
+
+def test_a_figures_job_loads_no_torch(tables_of, tmp_path):
+    """Five figures started Python five times and loaded torch each time: 15 to 25 s each."""
+    arguments = [*FIGURES, "--tables", str(tables_of(smallest_study))]
+    for kind in ("png", "svg"):
+        arguments += [f"--{kind}", *(str(tmp_path / f"{name}.{kind}") for name in FIGURES)]
+    script = PROJECT_ROOT / "scripts" / "plot_figure.py"
+    code = (
+        f"import runpy, sys; sys.argv = {[str(script), *arguments]!r}\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as done: assert not done.code, done\n"
+        "import specdec.analysis.tables\n"
+        "print([name for name in ('torch', 'transformers', 'seaborn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.svg"))) == len(FIGURES)
 
 
 def test_the_phases_of_a_token_add_up_to_its_time(tmp_path):
@@ -262,13 +336,26 @@ def test_the_phases_of_a_token_add_up_to_its_time(tmp_path):
     assert time_breakdown.per_token_ms(untimed)["other"] == pytest.approx(whole)
 
 
-def test_the_line_on_a_bar_is_the_baseline_measured_along_with_it(tmp_path):
-    paths = [simulate_job(tmp_path / "0", Truth(step_ms=1), 0)]
-    paths.append(simulate_job(tmp_path / "4", Truth(step_ms=10), 4))
-    rows = make_tables(paths).generations
-    assert time_breakdown.own_baseline_ms(rows, 4) == pytest.approx(10.2)
-    alone = rows[(rows.K > 0) | (rows.job_K == 0)]
-    assert time_breakdown.own_baseline_ms(alone, 4) == pytest.approx(1.02)
+def test_each_k_stands_beside_the_baseline_that_was_measured_along_with_it(tmp_path):
+    """One baseline of all jobs together showed a slowdown where the table said S = 1.15."""
+    paths = [simulate_job(tmp_path / "runs", Truth(step_ms=10 * k or 1), k) for k in (0, 2, 4)]
+    write_tables(paths, tmp_path)
+    (shown,) = [ax for ax in time_breakdown.draw(tmp_path).axes if ax.texts]
+    assert [label.get_text() for label in shown.get_yticklabels()] == [
+        *("K = 2", "baseline", "K = 4", "baseline")
+    ]
+    said = [text.get_text() for text in shown.texts if "greedy" not in text.get_text()]
+    assert (said[1], said[3]) == ("20.4", "40.8")
+    left = draw("latency_cdf", tmp_path).axes[0]
+    dashed = [line.get_xdata().max() for line in left.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx([20.4, 40.8])
+
+
+def test_an_unpaired_k_stands_beside_the_baselines_own_job(tmp_path):
+    paths = [simulate_job(tmp_path / "runs", Truth(), k, paired=False) for k in (0, 4)]
+    write_tables(paths, tmp_path)
+    said = [text.get_text() for text in time_breakdown.draw(tmp_path).axes[0].texts]
+    assert "10.2" in said
 
 
 def test_the_breakdown_shows_c_of_each_engine(tmp_path):
@@ -278,7 +365,7 @@ def test_the_breakdown_shows_c_of_each_engine(tmp_path):
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert [text for text in shown if text.startswith("c = ")] == ["c = 0.10", "c = 0.33"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == [f"{arm}, {e}" for arm in ("baseline", "K = 4") for e in ("compiled", "eager")]
+    assert names == ["K = 4, compiled", "baseline", "K = 4, eager", "baseline"]
 
 
 def test_long_names_break_where_they_are_joined():

@@ -14,8 +14,9 @@ from specdec import __main__ as command
 from specdec.commands.generate import TextStream
 from specdec.commands.prompt_input import ECHOED_CHARACTERS, echo
 from specdec.commands.text_stream import ACCEPTED, CONTEXT, LEGEND, OWN, PLAIN
-from specdec.decoding import loaded_pair
+from specdec.decoding import compiler, loaded_pair
 from specdec.decoding.loaded_pair import load_pair
+from specdec.engine import fast_model
 from specdec.utils.errors import SpecdecError
 from tests.test_chat import BARE, chatty
 from tests.tiny import make_model, make_tokenizer, perturbed
@@ -215,7 +216,7 @@ class TestOutput:
         said = generate("--prompt", "The quick", "--k", "3")
         pair = load_pair("plain", registry, "cpu")
         result = pair.decoder(3, "eager").generate(
-            max_new_tokens=6, **pair.encode("The quick").arguments(3)
+            max_new_tokens=6, **pair.encode("The quick")._asdict()
         )
         text = pair.target.tokenizer.decode(result.generated_ids, skip_special_tokens=True)
         assert said.startswith(f"The quick{text}\nSD ")
@@ -228,6 +229,23 @@ class TestOutput:
     def test_the_hint_names_an_option_of_the_command(self, generate):
         said = generate("--prompt", "The quick")
         assert "--engine compiled" in said and "prepare()" not in said
+
+    def test_the_engine_is_the_compiled_one_where_its_pieces_are_on_disk(
+        self, generate, monkeypatch, tmp_path
+    ):
+        kept = set()
+
+        def compile_ahead(module, *rest):
+            if compiler._kept_only.get() and type(module) not in kept:
+                raise compiler.NotKept
+            kept.add(type(module))
+            return module
+
+        monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+        assert "engine: eager" in generate("--prompt", "The quick")
+        assert not kept
+        assert "engine: compiled" in generate("--prompt", "The quick", "--engine", "compiled")
+        assert "engine: compiled" in generate("--prompt", "The quick")
 
     def test_it_is_compared_with_the_target_alone_in_plain_words(self, generate):
         last = generate("--prompt", "The quick", "--compare").splitlines()[-1]

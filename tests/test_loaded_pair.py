@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from transformers import GPT2Config
@@ -10,7 +12,7 @@ import specdec
 from specdec.data.dataset import encode_prompt
 from specdec.decoding import loaded_pair
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.registry import ModelPair, ModelSide, get_pair
 from specdec.utils.errors import SpecdecError
@@ -91,10 +93,11 @@ def test_a_pair_unpacks_into_its_two_models(registry):
 
 
 def test_both_decoders_take_what_encode_gives(registry):
-    pair = load_pair("whole", registry, "cpu")
+    entry = replace(get_pair("whole", registry), draft_prompt="own")
+    pair = LoadedPair(entry, "cpu")
     encoded = pair.encode(TEXT)
     outputs = [
-        pair.decoder(k, "eager").generate(max_new_tokens=12, **encoded.arguments(k)).generated_ids
+        pair.decoder(k, "eager").generate(max_new_tokens=12, **encoded._asdict()).generated_ids
         for k in (0, 3)
     ]
     assert outputs[0] == outputs[1]

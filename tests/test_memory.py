@@ -98,3 +98,17 @@ def test_on_a_gpu_a_phase_has_the_peak_of_the_allocator():
     assert tracker.peaks_mb["prefill"] == pytest.approx(before + 300, abs=4)
     assert tracker.peaks_mb["decode"] == pytest.approx(before + 100, abs=4)
     assert tracker.peak_mb == tracker.peaks_mb["prefill"]
+
+
+def test_on_a_gpu_what_the_allocator_reserved_stands_beside_what_was_in_use(monkeypatch):
+    reserved = iter([900 * MB, 700 * MB])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 100 * MB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: next(reserved))
+    tracker = MemoryTracker("cuda:0")
+    for name in ("prefill", "decode"):
+        with tracker.phase(name):
+            pass
+    assert tracker.peak_reserved_mb == 900
+    assert tracker.peak_mb == 100
+    assert MemoryTracker("cpu").peak_reserved_mb is None

@@ -14,7 +14,7 @@ import torch
 
 from specdec.decoding import noise, rejection, sampling
 from specdec.decoding.drafters import model
-from specdec.decoding.sampling import Greedy, Rejection
+from specdec.decoding.sampling import Greedy, Matching, Rejection
 from specdec.decoding.speculative import SpeculativeDecoder
 from tests.checks import assert_accepts_everything, assert_identities
 from tests.distribution import SIGNIFICANCE, joint_fit
@@ -71,6 +71,17 @@ def scores_permuted_against_their_tokens(monkeypatch):
     monkeypatch.setattr(Rejection, "propose", propose)
 
 
+def a_draft_without_q_verified_by_rejection(monkeypatch):
+    """What "no q" taken for "nothing was proposed" comes to: u·0 ≤ p keeps everything."""
+    right = Rejection.verify
+
+    def verify(self, logits, tokens, q, position, valid):
+        return right(self, logits, tokens, torch.zeros_like(logits[:-1]), position, valid)
+
+    monkeypatch.setattr(Rejection, "propose", Matching.propose)
+    monkeypatch.setattr(Rejection, "verify", verify)
+
+
 # Which table of the suite shows the mutant best: (seed of the table, mutant).
 LOSSY = [
     (0, accepts_all_after_the_first),
@@ -79,6 +90,7 @@ LOSSY = [
     (0, residual_reuses_the_drafts_uniform),
     (0, target_unwarped),
     (0, scores_permuted_against_their_tokens),
+    (0, a_draft_without_q_verified_by_rejection),
 ]
 
 
@@ -90,6 +102,16 @@ def test_the_distribution_test_rejects_a_lossy_engine(seed, mutant, monkeypatch)
     decoder = SpeculativeDecoder(*table_pair(seed=seed), 2)
     fit = joint_fit(decoder, PROMPT, 4, DRAWS, temperature=0.7)
     assert fit.p_value < SIGNIFICANCE
+
+
+def test_a_drafter_without_q_is_verified_by_matching(monkeypatch):
+    """The rule is chosen from what a drafter says of itself, not from a q that is missing."""
+    monkeypatch.setattr(model.DraftModel, "gives_q", False)
+    decoder = SpeculativeDecoder(*table_pair(), 2)
+    result = decoder.generate(PROMPT, 4, temperature=0.7, seed=0, eos_token_id=None)
+    assert result.verified_by == "matching"
+    fit = joint_fit(decoder, PROMPT, 4, DRAWS, temperature=0.7)
+    assert fit.p_value > SIGNIFICANCE, fit
 
 
 def never_drafts(monkeypatch):

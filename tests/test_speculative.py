@@ -34,16 +34,42 @@ def test_the_counts_of_a_run_satisfy_their_identities(k, settings):
 
 
 @pytest.mark.parametrize("settings", [{}, SAMPLING], ids=["greedy", "sampling"])
-def test_an_end_token_anywhere_in_a_block_is_kept_and_is_last(pair, settings):
-    decoder = SpeculativeDecoder(*pair, 4)
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_an_end_token_anywhere_in_a_block_is_kept_and_is_last(uncompiled, pair, engine, settings):
+    decoder = SpeculativeDecoder(*pair, 4, engine=engine)
     whole = decoder.generate(PROMPT, 30, eos_token_id=None, **settings)
     for place, token in enumerate(whole.generated_ids):
         first = whole.generated_ids.index(token)
         result = decoder.generate(PROMPT, 30, eos_token_id=token, **settings)
         assert result.generated_ids == whole.generated_ids[: first + 1], f"end at {place}"
         assert result.finish_reason == "stop"
-        emitted_if_uncut = sum(result.accepted_per_round) + result.num_speculation_rounds
-        assert result.num_tokens - 1 <= emitted_if_uncut
+        assert_counts_end_with_the_text(result)
+
+
+def assert_counts_end_with_the_text(result):
+    """What was proposed behind the end is no text, and counts nowhere."""
+    accepted, proposed = result.accepted_per_round, result.proposed_per_round
+    rounds, emitted = result.num_speculation_rounds, result.num_tokens - 1
+    assert sum(accepted) + rounds - emitted in (0, 1)  # the token behind an accepted end
+    assert all(0 <= n <= m for n, m in zip(accepted, proposed, strict=True))
+    assert [n + 1 for n in accepted[:-1]] == result.round_tokens[:-1]
+    if rounds:
+        assert accepted[-1] <= proposed[-1] <= result.round_tokens[-1]
+        assert result.tokens_per_step == emitted / rounds
+    assert result.acceptance_rate == (sum(accepted) / sum(proposed) if sum(proposed) else 0)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_tokens_behind_an_accepted_end_are_not_counted(uncompiled, engine):
+    # With draft = target all eight of a block are accepted, of which three were emitted.
+    target = wrap(make_model(dtype=torch.float64))
+    decoder = SpeculativeDecoder(target, target, 8, engine=engine)
+    ids = decoder.generate(PROMPT, 20, eos_token_id=None).generated_ids
+    end = next(i for i in range(3, 9) if ids.index(ids[i]) == i)
+    result = decoder.generate(PROMPT, 20, eos_token_id=ids[end])
+    assert result.num_tokens == end + 1 and result.acceptance_rate == 1
+    assert result.accepted_per_round == result.proposed_per_round == [end]
+    assert result.tokens_per_step == end
 
 
 def test_several_end_tokens_may_be_named(pair):

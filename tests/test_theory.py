@@ -20,12 +20,43 @@ def test_tokens_per_round_at_the_ends_needs_no_limit():
     )
 
 
-def test_expected_accepted_is_the_mean_of_the_exact_distribution():
+def test_tokens_per_round_is_the_mean_of_the_exact_distribution():
     alpha, k = 0.7, 4
     chances = [alpha**n * (1 - alpha if n < k else 1) for n in range(k + 1)]
     assert sum(chances) == pytest.approx(1)
-    mean = sum(n * chance for n, chance in enumerate(chances))
-    assert theory.expected_accepted(alpha, k) == pytest.approx(mean)
+    mean = sum((n + 1) * chance for n, chance in enumerate(chances))
+    assert theory.tokens_per_round(alpha, k) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("k, tau", [(2, 47 / 16), (4, 47 / 10), (8, 47 / 6)])
+def test_a_budget_cuts_the_last_round_short(k, tau):
+    """All accepted, 47 tokens behind the first: 2.94 and 4.70 tokens a round, not 3 and 5."""
+    assert theory.tokens_per_round_within(1.0, k, [47]) == pytest.approx(tau)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8])
+def test_a_long_text_hardly_knows_its_budget(alpha):
+    long = theory.tokens_per_round_within(alpha, 4, [20_000])
+    assert long == pytest.approx(theory.tokens_per_round(alpha, 4), rel=1e-3)
+
+
+def test_rounds_within_budgets_are_those_of_a_simulation():
+    rng = np.random.default_rng(0)
+    alpha, k, budgets = 0.75, 8, [5, 11, 47]
+    rounds = 0
+    for _ in range(4000):
+        for budget in budgets:
+            left = budget
+            while left > 0:
+                left -= min(rng.geometric(1 - alpha) - 1, k) + 1
+                rounds += 1
+    simulated = 4000 * sum(budgets) / rounds
+    assert theory.tokens_per_round_within(alpha, k, budgets) == pytest.approx(simulated, rel=0.01)
+
+
+def test_without_a_token_there_is_no_tau():
+    assert np.isnan(theory.tokens_per_round_within(0.5, 4, [0, 0]))
+    assert np.isnan(theory.tokens_per_round_within(float("nan"), 4, [47]))
 
 
 def test_speedup_without_overhead_is_theorem_3_8_of_leviathan():

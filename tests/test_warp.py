@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.decoding.sampling import Warp, least_by_bits, least_by_sorting
+from specdec.decoding.compiler import compile_ahead
+from specdec.decoding.noise import uniform_table
+from specdec.decoding.sampling import Warp, choose_sampling, least_by_bits, least_by_sorting
+from specdec.engine.pieces import DraftChoice
+from tests.checks import needs_compiler
 from tests.distribution import warped
 
 WAYS = [least_by_bits, least_by_sorting]
@@ -50,3 +54,45 @@ def test_ties_of_the_last_token_are_kept():
 def test_more_mass_than_rounding_leaves_keeps_every_token(least_of_mass):
     probabilities = torch.full((1, 3), 0.3)
     assert least_of_mass(probabilities, 0.95).item() == 0
+
+
+BFLOAT16 = torch.linspace(-9, 9, 4096).view(64, 64).T.reshape(1, -1).bfloat16()  # [1, V]
+
+
+def chosen_from(choice, settings):
+    """q of a compiled round's `DraftChoice`, or of what was compiled of it."""
+    temperature = torch.tensor(settings["temperature"], dtype=torch.float64)
+    noise = uniform_table(0, 64, "cpu")
+    return choice(BFLOAT16, torch.tensor(0), noise, temperature)[1]
+
+
+HALF = [dict(temperature=0.7), dict(temperature=1.3, top_k=50), dict(temperature=0.7, top_p=0.8)]
+
+
+@pytest.mark.parametrize("settings", HALF, ids=str)
+def test_half_precision_logits_are_widened_before_anything_else_in_every_engine(settings):
+    warp = Warp(**settings)
+    exact = Warp(**settings)(BFLOAT16.float())
+    assert torch.equal(warp(BFLOAT16), exact)
+    sampling = choose_sampling(warp, "rejection")
+    eager = sampling.sampler(torch.tensor(warp.temperature), uniform_table(0, 8, "cpu"))
+    assert torch.equal(eager.propose(BFLOAT16[0], 0)[1], exact[0])
+    choice = DraftChoice(sampling, BFLOAT16.shape[1], BFLOAT16.shape[1])
+    assert torch.equal(chosen_from(choice, settings), exact)
+    narrow = (BFLOAT16 / warp.temperature).float().softmax(-1)  # as the mistake would have it
+    if len(settings) == 1:
+        assert (narrow - exact).abs().sum() > 0.01
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", HALF, ids=str)
+def test_so_are_they_in_compiled_code(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    sampling = choose_sampling(Warp(**settings), "rejection")
+    choice = DraftChoice(sampling, BFLOAT16.shape[1], BFLOAT16.shape[1])
+    number, one = torch.tensor(0), torch.ones((), dtype=torch.float64)
+    example = (BFLOAT16, number, uniform_table(0, 64, "cpu"), one)
+    compiled = compile_ahead(choice, example, (None, None, None, None), {})
+    exact = Warp(**settings)(BFLOAT16)
+    torch.testing.assert_close(chosen_from(compiled, settings), exact, rtol=1e-5, atol=0)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from micro_training.corpus import Corpus, load_corpus
 from micro_training.distill import copy_embeddings, copy_layers, distillation_loss, text_loss
@@ -18,6 +17,7 @@ from micro_training.report import evaluate, write_reports
 from micro_training.sampler import draw_prefixes, write
 from micro_training.target import corpus_loss, deepen, make_model
 from micro_training.tokenizer import encode_documents, load_tokenizer, train_tokenizer
+from specdec.utils.yaml_reader import read_yaml
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
 
@@ -26,7 +26,7 @@ class Workshop:
     """The recipe, the work folder, and what several stages share."""
 
     def __init__(self, work: Path, threads: int, device: str) -> None:
-        self.recipe = yaml.safe_load(RECIPE.read_text())
+        self.recipe = read_yaml(RECIPE)
         self.work = work
         self.threads = threads
         if device == "auto":

@@ -48,6 +48,7 @@ ESTIMATED = ["tau", "c", "v", "h", "h0", "tokens_per_s", "baseline_tokens_per_s"
 ESTIMATED += ["p50_ms", "p95_ms", "p99_ms"]
 COLUMNS += [f"{name}_{end}" for name in ESTIMATED for end in ("low", "high")]
 COLUMNS += ["best", "S_best_low", "S_best_high", "differing", "verified_by"]
+COLUMNS += ["joules_per_token", "baseline_joules_per_token"]
 
 Totals = dict[str, np.ndarray]  # of each of AMOUNTS
 
@@ -182,6 +183,8 @@ def _cell_numbers(speculative: pd.DataFrame, generations: pd.DataFrame) -> dict[
         **{name: _listed(setting[name]) for name in SETTING},
         "engine_reason": _listed(speculative.engine_reason),
         "baseline_engine": _listed(alone.engine),
+        "joules_per_token": _joules_per_token(speculative),
+        "baseline_joules_per_token": _joules_per_token(alone),
     }
     for name in ("c", "v", "h", "h0"):
         # What remains of a round can be nothing, or by a hair less: it has no logarithm.
@@ -222,6 +225,12 @@ def _waits(speculative: pd.DataFrame) -> dict[str, float]:
 
 def _listed(values: pd.Series) -> str:
     return "; ".join(sorted({str(value) for value in values.dropna()}))
+
+
+def _joules_per_token(generations: pd.DataFrame) -> float:
+    """Energy of the whole GPU, prefill included, of those whose card tells it; else NaN."""
+    told = generations[generations.energy_j.notna()]
+    return ratio(told.energy_j.astype(float).sum(), told.num_tokens.sum())
 
 
 def _ceiling(speculative: pd.DataFrame) -> float:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 Interval = tuple[np.ndarray | float, np.ndarray | float]
 LEVEL = 0.95
@@ -122,7 +122,7 @@ def proportion_interval(
     errors = successes - share[..., None] * trials
     variance = ratio(n * (errors**2).sum(axis=-1), (n - 1) * total**2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = norm.ppf((1 + level) / 2)
+        z = ndtri((1 + level) / 2)
         as_scattered = np.where(variance > 0, share * (1 - share) / variance, np.inf)
         independent = np.minimum(total / design_effect, as_scattered)
         independent = independent * (z / _t(level, np.maximum(n - 1, 1))) ** 2
@@ -193,4 +193,4 @@ def quantile_interval(
 
 
 def _t(level: float, degrees: ArrayLike) -> np.ndarray:
-    return t.ppf((1 + level) / 2, degrees)
+    return stdtrit(degrees, (1 + level) / 2)

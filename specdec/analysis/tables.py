@@ -1,4 +1,4 @@
-"""Tidy tables made of records, and read back: the only thing that figures and notebook read.
+"""Tidy tables made of records; read back by `table_files`.
 
 generations.csv   a row per generation          positions.csv   a row per cell and draft position
 cells.csv         a row per cell                rounds.csv.gz   a row per hand-over after the first
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,13 @@ import pandas as pd
 from specdec.analysis.cells import cells_table, find_baselines, positions_table
 from specdec.analysis.statistics import ratio
 from specdec.analysis.study_records import AGAIN, Record, read_study
+from specdec.analysis.table_files import FILES, Tables
+from specdec.analysis.table_files import load_table as load_table  # whoever makes tables reads them
+from specdec.analysis.table_files import load_tables as load_tables
 from specdec.profiling.metrics import GenerationResult
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write
 
-FILES = {
-    "generations": "generations.csv",
-    "cells": "cells.csv",
-    "positions": "positions.csv",
-    "rounds": "rounds.csv.gz",
-}
 #: What names one generation among all of a table: what was asked for, the engine with it.
 GENERATION = ["pair", "domain", "temperature", "acceptance", "engine_requested", "job_K"]
 GENERATION += ["prompt_id", "K"]
@@ -38,15 +35,6 @@ INTERNAL += ["proposed_per_round", "round_tokens", "round_times"]
 SAME_TOKENS = {"greedy", "matching", "coupled"}
 #: Ten digits: beyond any clock, and short of the last bits, which differ between processors.
 FLOAT_FORMAT = "%.10g"
-
-
-class Tables(NamedTuple):
-    """The four tables."""
-
-    generations: pd.DataFrame
-    cells: pd.DataFrame
-    positions: pd.DataFrame
-    rounds: pd.DataFrame
 
 
 def write_tables(run_files: list[Path], out_dir: Path) -> None:
@@ -65,33 +53,6 @@ def write_tables(run_files: list[Path], out_dir: Path) -> None:
             data = gzip.compress(data, mtime=0)
         with atomic_write(out_dir / FILES[name]) as file:
             file.buffer.write(data)
-
-
-def load_table(tables_dir: Path, name: str) -> pd.DataFrame:
-    """One table by its name (`generations`, `cells`, `positions`, `rounds`)."""
-    path = Path(tables_dir) / FILES[name]
-    try:
-        # Only an empty field is missing: a domain may be called NA, a pair null.
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=_dtypes(name))
-    except FileNotFoundError:
-        raise SpecdecError(f"{path}: no such table; run `snakemake --cores 1 all` first") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise SpecdecError(f"{path}: not a table of this project ({error}); delete it") from error
-    return table
-
-
-def load_tables(tables_dir: Path) -> Tables:
-    """All four tables of a folder."""
-    return Tables(*(load_table(tables_dir, name) for name in FILES))
-
-
-def _dtypes(name: str) -> dict[str, Any]:
-    words = ["pair", "domain", "prompt_id", "config_hash", "acceptance", "device", "threads"]
-    words += ["engine", "engine_requested", "engine_reason", "baseline_engine", "verified_by"]
-    dtypes: dict[str, Any] = dict.fromkeys(words, "str") | {"temperature": "float"}
-    if name == "generations":
-        dtypes |= dict.fromkeys(["matches_baseline", "differs"], "boolean")
-    return dtypes
 
 
 def make_tables(run_files: list[Path]) -> Tables:
@@ -139,6 +100,7 @@ def _generation_row(record: Record) -> dict[str, Any]:
             "prefill_ms": phases.get("prefill"),
             "other_ms": other if timed else None,
             "peak_memory_mb": result.peak_memory_mb,
+            "energy_j": (result.gpu or {}).get("energy_j"),
             "finish_reason": result.finish_reason,
             "engine": result.engine,
             "engine_requested": record["engine_requested"],

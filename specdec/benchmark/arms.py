@@ -74,7 +74,7 @@ def decoder_arm(K: int, decoder: Decoder, request: Request, timed_phases: bool =
             seed=request.seed,
             eos_token_id=None,
             timed_phases=timed_phases,
-            **prompt.encoded.arguments(K),
+            **prompt.encoded._asdict(),
         )
         return _run_of(result)
 

@@ -6,7 +6,7 @@ bandwidth that a plain copy reaches here, these bytes give the least time that a
 
 from __future__ import annotations
 
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,10 +18,9 @@ from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.timer import CUDATimer
 
 MIB = 2**20
-COPIES = 11  # timed; the median counts
+PASSES = 11  # over a buffer that are timed; the median counts
+READ_ROWS = 1024
 SMALLEST_BUFFER, LARGEST_BUFFER = 256 * MIB, 1024 * MIB
-GPU_STATE = ["clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem"]
-GPU_STATE += ["power.draw", "power.limit", "temperature.gpu"]
 
 
 def model_card(wrapper: ModelWrapper, context: float, bandwidth: float) -> dict[str, Any]:
@@ -86,17 +85,37 @@ def copy_bandwidth(device: torch.device) -> dict[str, float]:
     The buffer is 1 GiB on a GPU; elsewhere as large as the last-level cache, within 256 MiB and
     1 GiB, so that source and copy together do not fit into it.
     """
+    source = _buffer(device)
+    target = torch.zeros_like(source)
+    seconds = _seconds(lambda: target.copy_(source), device)
+    return {"bytes_per_s": 2 * source.nbytes / seconds, "buffer_bytes": source.nbytes}
+
+
+def read_bandwidth(device: torch.device) -> dict[str, float]:
+    """Measured speed of reading alone, by a product of a matrix and a vector, in which each number
+    of the matrix is read once: `bytes_per_s`, `buffer_bytes`. The matrix is as large as a copy's
+    source."""
+    matrix = _buffer(device).view(READ_ROWS, -1)
+    vector = torch.ones(matrix.shape[1], device=device)
+    seconds = _seconds(lambda: torch.mv(matrix, vector), device)
+    return {"bytes_per_s": matrix.nbytes / seconds, "buffer_bytes": matrix.nbytes}
+
+
+def _buffer(device: torch.device) -> torch.Tensor:
     size = LARGEST_BUFFER
     if device.type == "cpu":
         size = min(max(last_level_cache() or 0, SMALLEST_BUFFER), LARGEST_BUFFER)
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
-    target = torch.zeros_like(source)
+    return torch.ones(size // 4, dtype=torch.float32, device=device)
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The median time of some work, after a first that is not counted."""
     seconds = []
-    for _ in range(COPIES + 1):
+    for _ in range(PASSES + 1):
         with CUDATimer(device) as timer:
-            target.copy_(source)
+            work()
         seconds.append(timer.elapsed_ms / 1e3)
-    return {"bytes_per_s": 2 * size / median(seconds[1:]), "buffer_bytes": size}
+    return median(seconds[1:])
 
 
 def last_level_cache() -> int | None:
@@ -106,26 +125,6 @@ def last_level_cache() -> int | None:
         return max(int(path.read_text().strip().removesuffix("K")) * 1024 for path in sizes)
     except (OSError, ValueError):
         return None
-
-
-def gpu_state(device: torch.device) -> dict[str, float] | None:
-    """Clocks (MHz), power (W) and temperature (°C) now; None without a GPU or `nvidia-smi`."""
-    if device.type != "cuda":
-        return None
-    gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    query = ["nvidia-smi", "-i", gpu, f"--query-gpu={','.join(GPU_STATE)}"]
-    try:
-        done = subprocess.run(
-            [*query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        values = [float(value) for value in done.stdout.split(",")]
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return dict(zip(GPU_STATE, values, strict=True))
 
 
 def format_card(card: dict[str, Any]) -> str:
@@ -139,7 +138,9 @@ def format_card(card: dict[str, Any]) -> str:
         f"software    torch {environment['torch']}, transformers {environment['transformers']}",
         f"engine      asked {card['engine']['asked']}, got {_engines(card['engine']['got'])}",
         f"copy        {bandwidth['bytes_per_s'] / 1e9:.1f} GB/s, read and write counted, "
-        f"buffer {bandwidth['buffer_bytes'] / MIB:.0f} MiB",
+        f"buffer {bandwidth['buffer_bytes'] / MIB:.0f} MiB; what is allowed below goes by it",
+        f"read        {card['read_bandwidth']['bytes_per_s'] / 1e9:.1f} GB/s, of a matrix times a "
+        "vector: what a step does with its weights",
     ]
     for side in ("target", "draft"):
         model = card[side]
@@ -164,13 +165,13 @@ def format_card(card: dict[str, Any]) -> str:
             "it, faster than a copy: a share above 100 % is possible"
         )
     if card["gpu"] is not None:
-        lines.append(f"gpu         {format_gpu(card['gpu'])}")
+        lines.append(f"gpu         warming up: {format_gpu(card['gpu'])}")
     return "\n".join(lines)
 
 
-def format_gpu(state: dict[str, float]) -> str:
-    """One line of what `gpu_state` gives."""
-    return ", ".join(f"{name} {value:g}" for name, value in state.items()) + " (MHz, W, °C)"
+def format_gpu(figures: dict[str, float]) -> str:
+    """One line of what a `PowerSampler` tells."""
+    return ", ".join(f"{name} {value:g}" for name, value in figures.items())
 
 
 def _engines(got: dict[str, dict[str, str | None]]) -> str:

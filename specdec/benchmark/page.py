@@ -6,7 +6,10 @@ import json
 import math
 from typing import Any
 
+from specdec.benchmark.arms import arm_name
 from specdec.benchmark.card import format_gpu
+from specdec.benchmark.settings import PEERS
+from specdec.utils.table import aligned
 
 TOLERANCE = 0.02  # how much timing the phases may change S
 
@@ -15,6 +18,7 @@ COLUMNS = [
     ("tokens/s", "tokens_per_s", 1, 1),
     ("ms/round", "ms_per_round", 1, 2),
     ("% of copy", "share_of_bandwidth", 100, 1),
+    ("% of read", "share_of_read", 100, 1),
     ("S", "S", 1, 2),
     ("τ", "tau", 1, 2),
     ("α", "alpha", 1, 2),
@@ -51,16 +55,15 @@ def format_table(document: dict[str, Any]) -> str:
             memory = f"{row['peak_memory_mib']:.0f}"
             lines.append([row["arm"], *(_value(*estimate) for estimate in estimates), memory])
             lines.append(["", *(_interval(*estimate) for estimate in estimates), ""])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [_aligned(line, widths) for line in lines]
     title = (
         "95 % intervals over prompts in brackets; S against the baseline; phases without prefill"
     )
     if forced:
         title = f"SYNTHETIC ACCEPTANCE {acceptance.split()[1]}: S, τ and α are forced, not measured"
-    if found := document["against_transformers"]:
+    for found in _comparisons(document).values():
         title += f"; ours ÷ theirs: of {found['of']}"
-    text = ["", title, *text]
+        break
+    text = ["", title, aligned(lines)]
     text += [
         f"{row['arm']}: not run: {row['not_run']}" for row in document["rows"] if "not_run" in row
     ]
@@ -68,16 +71,20 @@ def format_table(document: dict[str, Any]) -> str:
 
 
 def format_findings(document: dict[str, Any]) -> str:
-    """What the table doesn't hold; the breakdown of S comes last."""
+    """What the table doesn't hold: comparisons, the verdict, and last the breakdown of S."""
     lines = [""]
-    found = document["against_transformers"]
-    if found and found["K"]:
-        ks = ", ".join(map(str, found["K"]))
-        estimate = found["geometric_mean"]
-        lines.append(
-            f"{found['of']} ÷ those of transformers' assisted generation, geometric mean over "
-            f"K = {ks}: {_value(estimate, 1, 2)} {_interval(estimate, 1, 2)}"
-        )
+    for peer, found in _comparisons(document).items():
+        if found["K"]:
+            ks = ", ".join(map(str, found["K"]))
+            lines.append(
+                f"{found['of']} ÷ those of {peer} with the same draft, geometric mean over "
+                f"K = {ks}: {_with_interval(found['geometric_mean'])}"
+            )
+        if best := found["best_to_best"]:
+            lines.append(
+                f"our fastest ('{best['ours']}') ÷ that of {peer} ('{best['theirs']}'): "
+                f"{_with_interval(best['ratio'])}"
+            )
     if document["differences"] is not None:
         lines += _format_differences(document["differences"], document["card"]["prompts"])
     for arm, estimate in (document["instrumentation"] or {}).items():
@@ -88,11 +95,37 @@ def format_findings(document: dict[str, Any]) -> str:
             f"{_interval(estimate, 1, 3)}, {verdict} {TOLERANCE:.0%}"
         )
     if state := document["gpu_after"]:
-        lines.append(f"gpu after the timed runs: {format_gpu(state)}")
+        lines.append(f"gpu while the runs were timed, medians: {format_gpu(state)}")
+    lines.append(format_verdict(document))
     for row in document["rows"]:
         if "S_parts" in row:
             lines.append(_breakdown(row))
     return "\n".join(lines)
+
+
+def format_verdict(document: dict[str, Any]) -> str:
+    """Whether the draft pays, at the K that is fastest."""
+    drafted = [row for row in document["rows"] if row.get("S") and row["arm"] == arm_name(row["K"])]
+    best = max((row for row in drafted if row["K"]), key=lambda row: row["S"]["value"])
+    S, acceptance = best["S"], document["card"]["acceptance"]
+    if S["low"] > 1:
+        found = "the draft pays"
+    elif S["high"] < 1:
+        found = "the draft does not pay"
+    else:
+        found = "undecided whether the draft pays; more --prompts would tell"
+    forced = "" if acceptance == "measured" else f" [{acceptance} acceptance]"
+    return f"verdict: {found}: S = {_with_interval(S)} at the best K, {best['K']}{forced}"
+
+
+def _comparisons(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was compared with each peer that ran."""
+    found = {peer: document[f"against_{peer.replace('.', '_')}"] for peer in PEERS}
+    return {peer: comparison for peer, comparison in found.items() if comparison}
+
+
+def _with_interval(estimate: dict[str, float]) -> str:
+    return f"{_value(estimate, 1, 2)} {_interval(estimate, 1, 2)}".rstrip()
 
 
 def _format_differences(differences: dict[str, dict[str, int]], prompts: int) -> list[str]:
@@ -131,12 +164,6 @@ def _interval(estimate: dict[str, float] | None, factor: float, places: int) -> 
     if estimate is None or math.isnan(estimate["low"]):
         return ""
     return f"[{estimate['low'] * factor:.{places}f}, {estimate['high'] * factor:.{places}f}]"
-
-
-def _aligned(cells: list[str], widths: list[int]) -> str:
-    name, *figures = cells
-    padded = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
-    return "  ".join([name.ljust(widths[0]), *padded]).rstrip()
 
 
 def _without_nan(value: Any) -> Any:

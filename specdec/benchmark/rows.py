@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specdec.benchmark import table, transformers_arm
+from specdec.benchmark import table
 from specdec.benchmark.arms import Arm, Run, arm_name
 from specdec.benchmark.settings import Settings
 
@@ -15,16 +15,18 @@ def make_rows(
     runs: dict[str, list[Run]],
     allowed_ms: dict[int, float],
     settings: Settings,
+    read_to_copy: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Ours, then transformers', each of which is compared with ours of the same K.
+    """Ours, then others', each of which is compared with ours of the same K.
 
-    `allowed_ms`: the milliseconds that the bandwidth allows a round of K, or a step (0).
+    `allowed_ms`: the milliseconds that the bandwidth of a copy allows a round of K, or a step (0);
+    `read_to_copy`: that of a read ÷ that of a copy.
     """
     alone = runs[arm_name(0)]
     rows = []
     for arm in [*own, *others]:
         row = {"arm": arm.name, "K": arm.K, "acceptance": "measured"}
-        rows.append(row | table.speeds(runs[arm.name], alone, allowed_ms[arm.K]))
+        rows.append(row | table.speeds(runs[arm.name], alone, allowed_ms[arm.K], read_to_copy))
         if arm.K:
             rows[-1] |= table.acceptances(arm.K, runs[arm.name])
     for row, arm in zip(rows, own, strict=False):
@@ -50,18 +52,36 @@ def _comparison(ours: list[Run], theirs: list[Run], settings: Settings) -> dict[
     }
 
 
-def against_transformers(settings: Settings, runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """What is compared, and its geometric mean over the K that transformers ran."""
+def against(
+    own: list[Arm], theirs: list[Arm], runs: dict[str, list[Run]], settings: Settings
+) -> dict[str, Any]:
+    """What is compared with a peer: its geometric mean over the K that both ran, and the fastest.
+
+    `best_to_best` is None where acceptance is forced: the fastest arm depends on it.
+    """
     forced = settings.synthetic_acceptance is not None
     comparison = table.speedup_of_rounds if forced else table.speedup
-    ks = [K for K in settings.k if transformers_arm.arm_name(K) in runs]
-    ours = [table.amounts(runs[arm_name(K)]) for K in ks]
-    theirs = [table.amounts(runs[transformers_arm.arm_name(K)]) for K in ks]
+    drafted = [arm for arm in theirs if arm.K]
+    both = [
+        [table.amounts(runs[name]) for name in names]
+        for names in ([arm_name(arm.K) for arm in drafted], [arm.name for arm in drafted])
+    ]
     return {
         "of": "rounds/s" if forced else "tokens/s",
-        "K": ks,
-        "geometric_mean": table.geometric_mean(comparison, ours, theirs) if ks else None,
+        "K": [arm.K for arm in drafted],
+        "geometric_mean": table.geometric_mean(comparison, *both) if drafted else None,
+        "best_to_best": None if forced else _best_to_best(own, theirs, runs),
     }
+
+
+def _best_to_best(own: list[Arm], theirs: list[Arm], runs: dict[str, list[Run]]) -> dict[str, Any]:
+    ours, other = (max(arms, key=lambda arm: _speed(runs[arm.name])) for arms in (own, theirs))
+    both = table.amounts(runs[ours.name]), table.amounts(runs[other.name])
+    return {"ours": ours.name, "theirs": other.name, "ratio": table.estimate(table.speedup, *both)}
+
+
+def _speed(runs: list[Run]) -> float:
+    return sum(run.amounts["steps"] for run in runs) / sum(run.amounts["decode_s"] for run in runs)
 
 
 def instrumentation(settings: Settings, runs: dict[str, list[Run]]) -> dict[str, table.Estimate]:

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from specdec.benchmark import card as cards
-from specdec.benchmark import table, transformers_arm
+from specdec.benchmark import table
 from specdec.benchmark.arms import (
     Arm,
     BenchPrompt,
@@ -18,12 +18,13 @@ from specdec.benchmark.arms import (
     timed,
 )
 from specdec.benchmark.page import format_findings, format_preparation, format_table
+from specdec.benchmark.peers import check_peers, peer_arms
 from specdec.benchmark.prompts import builtin_prompts, random_prompts
-from specdec.benchmark.rows import against_transformers, instrumentation, make_rows
-from specdec.benchmark.settings import Settings
-from specdec.decoding.decoder import Decoder
+from specdec.benchmark.rows import against, instrumentation, make_rows
+from specdec.benchmark.settings import PEERS, Settings
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.registry import get_pair, needs_synthetic_acceptance
+from specdec.profiling.power import PowerSampler
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, set_threads
@@ -42,6 +43,7 @@ def benchmark(settings: Settings, show: Callable[[str], None]) -> dict[str, Any]
     for name in ("prompts", "repeats", "prompt_tokens"):
         if getattr(settings, name) < 1:
             raise SpecdecError(f"--{name.replace('_', '-')} {getattr(settings, name)} is below 1")
+    check_peers(settings)
     set_threads(settings.threads)
     pair = get_pair(settings.pair, settings.registry)
     if needs_synthetic_acceptance(pair) and settings.synthetic_acceptance is None:
@@ -64,17 +66,18 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
     bare = []
     if settings.instrumentation:
         bare = [decoder_arm(K, decoder, request, False) for K, decoder in decoders.items()]
-    others, not_run = [], {}
-    if settings.against == "transformers":
-        others, not_run = _transformers_arms(pair, decoders, settings)
+    peers, not_run = peer_arms(pair, decoders, prompts, settings)
 
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     began = perf_counter()
     for decoder in decoders.values():
         decoder.prepare(settings.temperature, settings.top_k, settings.top_p)
-    first = _warm_up([*own, *bare], longest)
-    others, failed = _runnable(others, longest)
-    not_run |= failed
+    with PowerSampler(pair.target.device) as warming:
+        first = _warm_up([*own, *bare], longest)
+    for peer, arms in peers.items():
+        peers[peer], failed = _runnable(arms, longest)
+        not_run |= failed
+    others = [arm for arms in peers.values() for arm in arms]
     preparation = {
         "warm_up_s": perf_counter() - began,
         "compilation_s": {
@@ -83,14 +86,17 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
         },
     }
 
-    card = _card(pair, settings, prompts, {arm.name: first[arm.name] for arm in own})
+    got = {arm.name: first[arm.name] for arm in own}
+    card = _card(pair, settings, prompts, got, warming.figures)
     show(cards.format_card(card))
     show(format_preparation(preparation))
-    runs = measure([*own, *bare, *others], prompts, settings.repeats)
+    with PowerSampler(pair.target.device) as working:
+        runs = measure([*own, *bare, *others], prompts, settings.repeats)
 
     allowed_ms = {0: 1e3 / card["target"]["tokens_per_s"]}
     allowed_ms |= {K: allowed["ms"] for K, allowed in card["rounds"].items()}
-    rows = make_rows(own, others, runs, allowed_ms, settings)
+    read_to_copy = card["read_bandwidth"]["bytes_per_s"] / card["copy_bandwidth"]["bytes_per_s"]
+    rows = make_rows(own, others, runs, allowed_ms, settings, read_to_copy)
     rows += [{"arm": name, "not_run": reason} for name, reason in not_run.items()]
     told = {arm.name: runs[arm.name] for arm in [*own, *others]}
     equal = settings.temperature == 0 and settings.synthetic_acceptance is None
@@ -98,10 +104,15 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
         "card": card,
         "preparation": preparation,
         "rows": rows,
-        "against_transformers": against_transformers(settings, runs) if others else None,
+        **{
+            f"against_{peer.replace('.', '_')}": against(own, peers[peer], runs, settings)
+            if peers.get(peer)
+            else None
+            for peer in PEERS
+        },
         "differences": table.differences(told, [p.prompt_id for p in prompts]) if equal else None,
         "instrumentation": instrumentation(settings, runs) if settings.instrumentation else None,
-        "gpu_after": cards.gpu_state(pair.target.device),
+        "gpu_after": working.figures,
         "settings": asdict(settings),
         "versions": {name: card["environment"][name] for name in VERSIONS},
     }
@@ -115,22 +126,6 @@ def _prompts(pair: LoadedPair, settings: Settings) -> list[BenchPrompt]:
     if pair.target.tokenizer is None:
         return random_prompts(*pair, settings.prompt_tokens, *asked)
     return builtin_prompts(pair, settings.domain, *asked)
-
-
-def _transformers_arms(
-    pair: LoadedPair, decoders: dict[int, Decoder], settings: Settings
-) -> tuple[list[Arm], dict[str, str]]:
-    """transformers' arms, and by name why others can't be had."""
-    request = settings.request
-    arms, refused = [transformers_arm.generate_arm(pair.target, request)], {}
-    for K in settings.k:
-        vocabularies = decoders[K].vocabularies
-        shared = vocabularies is None or vocabularies.is_shared
-        try:
-            arms.append(transformers_arm.assisted_arm(*pair, K, request, shared))
-        except SpecdecError as error:
-            refused[transformers_arm.arm_name(K)] = one_line(error)
-    return arms, refused
 
 
 def _warm_up(arms: list[Arm], prompt: BenchPrompt) -> dict[str, Run]:
@@ -162,8 +157,9 @@ def _card(
     settings: Settings,
     prompts: list[BenchPrompt],
     first: dict[str, Run],
+    gpu: dict[str, float] | None,
 ) -> dict[str, Any]:
-    """`first`: a run of each of our arms, which says what engine it got."""
+    """`first`: a run of each of our arms, which says what engine it got; `gpu`: while it did."""
     copied = cards.copy_bandwidth(pair.target.device)
     bandwidth = copied["bytes_per_s"]
     mean_prompt = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
@@ -180,9 +176,10 @@ def _card(
         "pair": entry.name,
         "acceptance": settings.acceptance,
         "environment": capture_environment(pair.target.device),
-        "gpu": cards.gpu_state(pair.target.device),
+        "gpu": gpu,
         "engine": {"asked": settings.engine, "got": got},
         "copy_bandwidth": copied,
+        "read_bandwidth": cards.read_bandwidth(pair.target.device),
         **sides,
         "rounds": {
             K: cards.round_card(sides["draft"], sides["target"], K, bandwidth) for K in settings.k

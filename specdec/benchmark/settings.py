@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from specdec.benchmark.arms import Request
 
+PEERS = ("transformers", "llama.cpp")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,7 +27,7 @@ class Settings:
     threads: int = 1
     device: str = "auto"
     engine: str = "auto"
-    against: str | None = None
+    against: tuple[str, ...] = ()  # of PEERS
     synthetic_acceptance: float | None = None
     instrumentation: bool = False
     seed: int = 42

@@ -75,14 +75,20 @@ def geometric_mean(comparison: Callable, ours: list[Totals], theirs: list[Totals
     return estimate(mean, *ours, *theirs)
 
 
-def speeds(runs: list[Run], baseline: list[Run], allowed_ms: float) -> dict[str, Any]:
-    """How fast an arm is; `allowed_ms` is what the bandwidth allows its round or step."""
+def speeds(
+    runs: list[Run], baseline: list[Run], allowed_ms: float, read_to_copy: float
+) -> dict[str, Any]:
+    """How fast an arm is; `allowed_ms` is what the bandwidth of a copy allows its round or step,
+    and `read_to_copy` that of a read ÷ that of a copy."""
     own, alone = amounts(runs), amounts(baseline)
     return {
         "tokens_per_s": estimate(tokens_per_s, own),
         "tokens_per_s_with_prefill": estimate(tokens_per_s_with_prefill, own),
         "ms_per_round": estimate(ms_per_round, own),
         "share_of_bandwidth": estimate(lambda arm: ratio(allowed_ms, ms_per_round(arm)), own),
+        "share_of_read": estimate(
+            lambda arm: ratio(allowed_ms / read_to_copy, ms_per_round(arm)), own
+        ),
         "S": estimate(speedup, own, alone),
         "S_with_prefill": estimate(speedup_with_prefill, own, alone),
         "peak_memory_mib": max(run.peak_memory_mb for run in runs),

@@ -68,7 +68,7 @@ def check_greedy(
         for k, decoder in decoders.items():
             block = _replay(target, ids, alone, rows=k + 1)
             moved[k] = max(moved[k], float((block - one_row).abs().max()))
-            result = decoder.generate(max_new_tokens=NEW_TOKENS, **encoded.arguments(k))
+            result = decoder.generate(max_new_tokens=NEW_TOKENS, **encoded._asdict())
             engines[k].add(result.engine)
             together = result.generated_ids
             if together != alone:

@@ -1,4 +1,4 @@
-"""Time a pair on this machine, beside what its bytes allow and what transformers reaches."""
+"""Time a pair on this machine, beside what its bytes allow and what others reach."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--engine", default="auto", choices=["auto", "compiled", "eager"])
     parser.add_argument(
-        "--against", choices=["transformers"], help="time its generation as well, in turns"
+        "--against",
+        action="append",
+        default=[],
+        choices=["transformers", "llama.cpp"],
+        help="time its generation as well, in turns; may be given twice",
     )
     parser.add_argument(
         "--synthetic-acceptance",
@@ -61,7 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     from specdec.benchmark.run import benchmark
     from specdec.benchmark.settings import Settings
 
-    options = vars(arguments) | {"k": tuple(sorted(set(arguments.k)))}
+    options = vars(arguments) | {
+        "k": tuple(sorted(set(arguments.k))),
+        "against": tuple(dict.fromkeys(arguments.against)),
+    }
     out = options.pop("out")
     options.pop("run")
     line = format_json(benchmark(Settings(**options), show=print))

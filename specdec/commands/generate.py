@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.chat:
         pair.check_chat()
     decoder = pair.decoder(arguments.k, arguments.engine)
+    if arguments.engine == "auto":  # one text is not worth a minute of compiling
+        decoder.prepare_from_disk(arguments.temperature, arguments.top_k, arguments.top_p)
     messages, done = [], []
     for text in turns:
         messages.append({"role": "user", "content": text})
@@ -89,7 +91,7 @@ def _continue(pair, decoder, encoded, arguments: argparse.Namespace):
             top_p=arguments.top_p,
             seed=arguments.seed,
             on_tokens=stream,
-            **encoded.arguments(arguments.k),
+            **encoded._asdict(),
         )
     finally:  # whatever comes next, an error too, begins its own line
         stream.flush()

@@ -35,6 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=120.0,
         help="seconds that all of it may take, about; each quantity is measured once at least",
     )
+    parser.add_argument(
+        "--on",
+        metavar="CARD",
+        help="predict instead of measuring: h100, h200, a100, l4, rtx4090; or `here`: measure this "
+        "machine's figures, and show what they predict of the pair beside what is measured",
+    )
+    parser.add_argument(
+        "--acceptance",
+        metavar="α",
+        help="with --on: the acceptance rate to tell S for, or the folder of a study's tables",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,28 +54,42 @@ def run(arguments: argparse.Namespace) -> None:
     # Late, so that `--help` and a wrong argument answer at once.
     import json
 
+    import torch
+
     from specdec.models.loader import resolve_device
     from specdec.models.registry import get_pair
     from specdec.planning.costs import make_request, measure_costs
     from specdec.planning.page import format_card, format_table
     from specdec.planning.plan import make_card, make_plan
+    from specdec.planning.prediction import compare_here, predict_on
+    from specdec.planning.prediction_page import format_comparison, format_prediction
     from specdec.utils.reproducibility import set_threads
 
+    published = arguments.on not in (None, "here")
     set_threads(arguments.threads)
     request = make_request(
         get_pair(arguments.pair, arguments.registry),
         sorted(set(arguments.k)),
         arguments.context,
-        resolve_device(arguments.device),
+        torch.device("cuda") if published else resolve_device(arguments.device),
         arguments.seconds,
         None if arguments.dtype_override == "none" else arguments.dtype_override,
         arguments.engine,
         arguments.budget,
     )
+    if published:
+        plan = predict_on(arguments.on, request, arguments.acceptance)
+        print(f"{format_prediction(plan)}\n\n{json.dumps(plan, ensure_ascii=False)}")
+        return
     card = make_card(request)
     print(format_card(card), flush=True)
-    plan = make_plan(card, measure_costs(request))
+    costs = measure_costs(request)
+    plan = make_plan(card, costs)
     print(f"{format_table(plan)}\n")
+    if arguments.on is not None and not plan["interrupted"]:
+        compared = compare_here(request, costs, arguments.acceptance)
+        print(f"{format_comparison(compared)}\n")
+        plan["predicted"] = compared
     print(json.dumps(plan, ensure_ascii=False), flush=True)
     if plan["interrupted"]:
         raise KeyboardInterrupt

@@ -95,6 +95,8 @@ def encode_prompt(
     """
     if chat not in CHAT_MODES:
         raise SpecdecError(f"chat: {chat!r} is not one of {', '.join(CHAT_MODES)}")
+    if isinstance(prompt, str):
+        check_unicode(prompt, "the prompt")
     if chat == "auto" and tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = tokenizer.apply_chat_template(

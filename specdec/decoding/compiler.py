@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,35 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
-from specdec.decoding.narrow import build_operators
+from specdec.kernels.build import instructions, load_operators, source_digest
+from specdec.kernels.formats import MAY_ROUND
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import processor_name
+from specdec.utils.sealed import is_whole, seal
+
+GRAFT = "specdec.kernels.graft"
 
 log = get_logger(__name__)
+
+_kept_only: ContextVar[bool] = ContextVar("kept_only", default=False)
+
+
+class NotKept(BaseException):
+    """Something would have to be compiled. No Exception: nobody who makes do without a compiler is
+    to catch it."""
+
+
+@contextlib.contextmanager
+def kept_only() -> Iterator[None]:
+    """In this block nothing is compiled: what isn't kept on disk raises NotKept."""
+    token = _kept_only.set(True)
+    try:
+        yield
+    finally:
+        _kept_only.reset(token)
 
 
 def compile_ahead(
@@ -46,18 +68,27 @@ def compile_ahead(
     Raises:
         Exception: whatever the compiler says about a module that it cannot do.
     """
-    build_operators(cache_folder())
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
     name = type(module).__name__
+    if _kept_only.get() and not path.exists():
+        raise NotKept(name)
+    load_operators(cache_folder())
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
-        if not path.exists():
+        if not all(is_whole(part) for part in _parts(path)):
+            if path.exists():
+                log.warning("%s is not as it was written: compiling %s again", path, name)
             log.info("compiling %s …", name)
             began = time.perf_counter()
             _compile(module, example, dynamic_shapes, path)
             log.info("compiled %s in %.0f s", name, time.perf_counter() - began)
     return _load(path, weights)
+
+
+def _parts(path: Path) -> list[Path]:
+    """What is kept of a compiled module: the package, and constants that tracing found."""
+    return [path, path.with_suffix(".constants")]
 
 
 def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
@@ -78,6 +109,8 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
     found = {name: value for name, value in program.constants.items() if torch.is_tensor(value)}
     torch.save(found, path.with_suffix(".constants"))
     unfinished.replace(path)
+    for part in _parts(path):
+        seal(part)
 
 
 def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
@@ -109,7 +142,10 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "code": code_digest("specdec.engine.fast_model"),  # with the pieces, the cache, this file
+        # What is traced, with what it imports; how it is made; and what stands in for its layers.
+        "code": [code_digest(m) for m in (type(module).__module__, __name__, GRAFT)],
+        "kernels": [source_digest(), instructions()],
+        "rounds": any(getattr(part, MAY_ROUND, False) for part in module.modules()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],

@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 
 from specdec.data.dataset import encode_prompt
+from specdec.decoding.compiler import NotKept, kept_only
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.fast import Fast, prepare
 from specdec.decoding.generation import MODEL_END, Generation, Request, make_request
@@ -47,6 +48,7 @@ class Decoder(ABC):
         self._captured: dict[tuple, list[CapturedRound]] = {}  # those that no run has
         self._preparation_seconds = 0.0
         self._one_at_a_time = RLock()
+        self._said: set[str] = set()  # the notes that the log has
 
     @abstractmethod
     def drafter(self, temperature: float) -> Drafter:
@@ -124,6 +126,22 @@ class Decoder(ABC):
         if self.engine != "eager":
             self._prepare(Warp(temperature, top_k, top_p))
 
+    def prepare_from_disk(
+        self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+    ) -> bool:
+        """As `prepare`, unless something would have to be compiled first: then False, and nothing.
+
+        For a GPU nothing is kept.
+        """
+        if self.target.device.type != "cpu":
+            return False
+        try:
+            with kept_only():
+                self.prepare(temperature, top_k, top_p)
+        except NotKept:
+            return False
+        return True
+
     def _prepare(self, warp: Warp) -> Fast:
         sampling = self._sampling(warp)
         with self._one_at_a_time:
@@ -174,10 +192,12 @@ class Decoder(ABC):
                     rounds = CompiledRounds(fast.round, run, target, draft, k, captured)
                 while not run.done:
                     run.take(rounds.next())
-        for note in drafting.notes:
+        notes = drafting.notes
+        for note in set(notes) - self._said:
             log.warning("%s", note)
+            self._said.add(note)
         return run.result(
-            notes=drafting.notes or None,
+            notes=notes or None,
             engine="eager" if fast.target is None else "compiled",
             engine_reason=fast.reason,
             **self._speculation(run, drafter, sampling),

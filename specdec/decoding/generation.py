@@ -210,6 +210,7 @@ class Generation:
             peak_memory_mb=self.memory.peak_mb,
             phase_times_ms=self.timers.summary(),
             phase_peak_memory_mb=self.memory.peaks_mb,
+            peak_reserved_mb=self.memory.peak_reserved_mb,
             finish_reason=self.finish_reason,
             **others,
         )

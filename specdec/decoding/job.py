@@ -19,11 +19,12 @@ import torch
 from specdec.data.dataset import Prompt
 from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.decoder import Decoder
-from specdec.decoding.loaded_pair import LoadedPair
+from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.sampling import Warp
 from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
+from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
@@ -164,15 +165,15 @@ def _warm_up(job: Job, pair: LoadedPair, decoders: dict[int, Decoder], prompt: P
     encoded, budget = pair.encode(prompt.text), min(WARM_UP_TOKENS, job.max_new_tokens)
     for k, decoder in decoders.items():
         decoder.prepare(job.temperature)
-        result = _generate(job, decoder, encoded.arguments(k), budget)
+        result = _generate(job, decoder, encoded, budget)
         reason = f" ({result.engine_reason})" if result.engine_reason else ""
         seconds = decoder.preparation_seconds
         log.info("K = %d: engine %s%s, prepared in %.1f s", k, result.engine, reason, seconds)
 
 
-def _generate(job: Job, decoder: Decoder, prompt: dict, max_new_tokens: int) -> GenerationResult:
+def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> GenerationResult:
     return decoder.generate(
-        max_new_tokens=max_new_tokens, temperature=job.temperature, seed=job.seed, **prompt
+        max_new_tokens=budget, temperature=job.temperature, seed=job.seed, **prompt._asdict()
     )
 
 
@@ -181,7 +182,9 @@ def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     encoded = pair.encode(prompt.text)
-    result = _generate(job, decoder, encoded.arguments(request.K), job.max_new_tokens)
+    with PowerSampler(pair.target.device) as power:
+        result = _generate(job, decoder, encoded, job.max_new_tokens)
+    result.gpu = power.figures
     if request.K > 0 and job.synthetic_acceptance is None:
         result.alpha_ceiling = acceptance_ceiling(
             decoder, encoded.prompt_ids, result.generated_ids, Warp(job.temperature)

@@ -24,16 +24,13 @@ from specdec.utils.errors import SpecdecError
 
 
 class Encoded(NamedTuple):
-    """A prompt in token ids: the target's, and the draft's where it is shown another form."""
+    """A prompt in token ids: the target's, and the draft's where it is shown another form.
+
+    The names are those of `Decoder.generate`'s arguments.
+    """
 
     prompt_ids: list[int]
     draft_prompt_ids: list[int] | None = None
-
-    def arguments(self, k: int) -> dict[str, list[int]]:
-        """What `generate` of the decoder of K is to be told; the target alone has no draft."""
-        if k == 0 or self.draft_prompt_ids is None:
-            return {"prompt_ids": self.prompt_ids}
-        return self._asdict()
 
 
 class LoadedPair:

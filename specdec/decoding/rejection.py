@@ -118,7 +118,7 @@ def finite_rows(logits: torch.Tensor) -> torch.Tensor:
 
 def first_where(there: torch.Tensor) -> torch.Tensor:
     """The place `[]` of the first True in `there` `[n]`; n where there is none."""
-    n = len(there)
+    n = there.shape[0]  # a size that a compiler may keep open
     places = torch.arange(n + 1, device=there.device)
     return torch.where(pad(there, (0, 1), value=True), places, n).min()
 

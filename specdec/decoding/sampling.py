@@ -59,9 +59,7 @@ def warped(logits: torch.Tensor, temperature, top_k: int, top_p: float) -> torch
     `temperature` is above 0, a number or a tensor `[]`. top-k keeps ties with the k-th logit; top-p
     keeps the smallest set of most likely tokens whose mass reaches `top_p`, with ties of the last.
     """
-    # Widened first: half-precision logits divided in half precision are another distribution.
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logits = logits / temperature
+    logits = widened(logits) / temperature
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -70,6 +68,12 @@ def warped(logits: torch.Tensor, temperature, top_k: int, top_p: float) -> torch
         least = least_of_mass(probabilities, top_p)
         logits = logits.masked_fill(probabilities < least, -torch.inf)
     return logits.softmax(-1)
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits as numbers to calculate with, before all else: half-precision logits that are divided
+    in half precision are another distribution."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def least_of_mass(probabilities: torch.Tensor, mass: float) -> torch.Tensor:
@@ -195,7 +199,7 @@ class Forced(Greedy):
     has_table = True
 
     def verify(self, logits, tokens, q, position, valid):
-        kept = self._at(position, len(tokens)) & valid
+        kept = self._at(position, tokens.shape[0]) & valid
         return accepted_run(kept, logits.argmax(-1))
 
 
@@ -218,7 +222,7 @@ class Rejection(Sampler):
 
     def verify(self, logits, tokens, q, position, valid):
         p = self.warp(logits)
-        block = self._at(position, len(p))  # [K+1, PURPOSES]
+        block = self._at(position, p.shape[0])  # [K+1, PURPOSES]
         accept = 1 - block[:-1, ACCEPT]  # in (0, 1]
         return reject(p, q, tokens, accept, block[:, RESIDUAL], valid)
 
@@ -237,7 +241,7 @@ class Matching(Rejection):
         return logits.argmax(-1), None
 
     def verify(self, logits, tokens, q, position, valid):
-        noise = self._at(position, len(logits))[:, RESIDUAL]  # [K+1]
+        noise = self._at(position, logits.shape[0])[:, RESIDUAL]  # [K+1]
         return match(invert(self.warp(logits), noise), tokens, valid)
 
 
@@ -261,7 +265,7 @@ class Coupled(Sampler):
 
     def _choose(self, logits: torch.Tensor, position) -> torch.Tensor:
         """The tokens `[n]` of `n` places from `position` on, from their logits `[n, V]`."""
-        places = position + torch.arange(len(logits), device=logits.device)
+        places = position + torch.arange(logits.shape[0], device=logits.device)
         noise = gumbel(self.noise, places, logits.shape[-1])
         return (self.warp(logits).double().log() + noise).argmax(-1)
 

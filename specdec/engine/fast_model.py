@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from threading import RLock
 
@@ -10,13 +10,14 @@ import torch
 
 from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.narrow import lay_out_weights, narrow_operators
-from specdec.decoding.sampling import Sampling, make_noise
-from specdec.engine.pieces import LIMITS_SIZE, STATE_SIZE, Decision, DraftChoice, ModelPass
+from specdec.decoding.sampling import Sampling, make_noise, widened
+from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
 
 RECOMPILE_LIMIT = 64  # variants of one piece on a GPU; PyTorch's own, 8, ends a job
+ROUNDING = 0.1  # of the largest logit: more than any dtype's, less than any mistake's
 ROWS = 3  # of an example: any number above 1 stands for all
 
 _one_at_a_time = RLock()  # compiling lends a model other layers for a while
@@ -112,10 +113,10 @@ class FastModel:
         def arguments(k: int) -> tuple:
             logits, q = self._rows(k + 1), self._number(0)
             if sampling.kind.asks_for_q:
-                wide = logits if logits.dtype == torch.float64 else logits.float()
-                q = wide[:k].softmax(-1)
-            block = self._number(0).repeat(k + 1)
-            state, limits = self._number(0).repeat(STATE_SIZE), self._number(1).repeat(LIMITS_SIZE)
+                q = widened(logits[:k]).softmax(-1)
+            block = torch.arange(k + 1, device=self.wrapper.device)
+            state, ends = self._number(0).repeat(STATE_SIZE), self._number(-1).repeat(END_TOKENS)
+            limits = torch.cat([self._number(SLOTS_STEP).view(1), ends])
             return logits, block, q, state, limits, *self._chance(sampling)
 
         k = _dim("k")
@@ -134,7 +135,11 @@ class FastModel:
         return self._compile(module, arguments, sizes, identity, tries=(1, 2))
 
     def _compile(self, module, arguments, sizes: tuple, identity: dict, tries: tuple) -> Callable:
-        """A module compiled for `arguments(n)` of any n, and tried with a few."""
+        """A module compiled for `arguments(n)` of any n, and tried with a few.
+
+        Raises:
+            Exception: what the compiler says, or SpecdecError where its outcome is another.
+        """
         if self._on_cpu:
             compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
         else:
@@ -145,7 +150,11 @@ class FastModel:
             given = arguments(n)
             if not self._on_cpu:
                 _mark_dynamic(given, sizes)
-            compiled(*given)
+            expected = module(*given)
+            # A model's own likeliest token may be a tie; a decision about given logits is none.
+            exact = not isinstance(module, ModelPass)
+            if not _alike(compiled(*given), expected, exact):
+                raise SpecdecError(f"the compiled {type(module).__name__} gives other numbers")
         return compiled
 
     @property
@@ -156,8 +165,10 @@ class FastModel:
         return torch.tensor(value, device=self.wrapper.device)
 
     def _rows(self, count: int) -> torch.Tensor:
-        """Logits `[count, V]`."""
-        return self._sample[0].repeat(count, 1)
+        """Some logits `[count, V]`."""
+        like = self._sample[0]
+        random = torch.randn(count, like.shape[1], generator=torch.Generator().manual_seed(0))
+        return random.to(like.device, like.dtype)
 
     def _chance(self, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise and temperature as a request has them."""
@@ -176,6 +187,20 @@ def _places(sampling: Sampling) -> dict | None:
 
 def _name(sampling: Sampling) -> str:
     return f"{sampling.kind.__name__}, top-k {sampling.top_k}, top-p {sampling.top_p}"
+
+
+def _alike(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], exact: bool) -> bool:
+    """Whether two outcomes of a piece say the same, but for rounding; `exact` is about integers."""
+    for a, b in zip(ours, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not a.is_floating_point():
+            if exact and not torch.equal(a, b):
+                return False
+        elif a.numel() and b.isfinite().all():
+            if (a - b).abs().amax() > ROUNDING * b.abs().amax():
+                return False
+    return True
 
 
 def _mark_dynamic(arguments: tuple, sizes: tuple) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import pad
 
 from specdec.decoding.rejection import finite_rows, first_where
-from specdec.decoding.sampling import Sampling
+from specdec.decoding.sampling import Sampling, widened
 from specdec.models.cache import fixed_view
 
 # The parts of `state`: the last two decided tokens, tokens in the draft's and the target's cache,
@@ -170,6 +170,8 @@ class Round:
                 block, q = self._propose(k, state, on)
         with phase("verify"):
             logits, _ = self.verify(block, state[TARGET_LENGTH], on.target)
+        if not k and self.choose is not None:
+            q = widened(logits[:0])  # a draft that has come to its end
         with phase("sample"):
             return self.decide(logits, block, q, state, on.limits, on.noise, on.temperature)
 

@@ -11,6 +11,7 @@ from specdec.models.hub import resolve_model
 from specdec.models.memory_check import available_bytes, needed_bytes
 from specdec.models.registry import ModelPair, ModelSide, with_random_weights
 from specdec.utils.errors import SpecdecError
+from specdec.utils.table import aligned
 
 HEADINGS = ["pair", "draft → target", "needs", "weights", "here"]
 
@@ -19,12 +20,8 @@ def format_overview(pairs: list[ModelPair], device: torch.device) -> str:
     """A line a pair; GB are 10^9 bytes."""
     free = available_bytes(device)
     rows = [HEADINGS, *(_row(pair, device, free) for pair in pairs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join([f"{free / 1e9:.1f} GB free on {device}", "", *lines])
+    table = aligned(rows, words=len(HEADINGS))
+    return f"{free / 1e9:.1f} GB free on {device}\n\n{table}"
 
 
 def _row(pair: ModelPair, device: torch.device, free: int) -> list[str]:

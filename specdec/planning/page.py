@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from specdec.utils.table import aligned
+
 
 def format_card(card: dict[str, Any]) -> str:
     """Machine, models and memory, in some ten lines."""
@@ -42,15 +44,13 @@ def format_table(plan: dict[str, Any]) -> str:
     alphas = list(plan["rows"][0]["S"])
     head = ["K", "c", "v(K)", "h", "break-even α", *(f"S at α={alpha}" for alpha in alphas)]
     rows = [head, *(_cells(row) for row in plan["rows"])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    table = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
     best = [f"{alpha}: {k or 'target alone'}" for alpha, k in plan["best_K"].items()]
     return "\n".join(
         [
             f"one step: draft {plan['draft_step_ms']:.2f} ms, target {plan['target_step_ms']:.2f} "
             f"ms; h₀ {_number(plan['h0'])}; h and h₀ of {plan['overhead_of']}",
             "",
-            *table,
+            aligned(rows, words=0),
             "",
             f"best K by α: {', '.join(best)}",
         ]

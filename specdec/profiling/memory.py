@@ -25,6 +25,7 @@ class MemoryTracker:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.peaks_mb: dict[str, float] = {}
+        self.peak_reserved_mb: float | None = None  # of a GPU: what graphs hold counts here alone
         self._running: str | None = None
 
     @property
@@ -46,6 +47,9 @@ class MemoryTracker:
         finally:
             self._running = None
             self.peaks_mb[name] = max(self._read_peak_mb(), self.peaks_mb.get(name, 0.0))
+            if self.device.type == "cuda":
+                reserved = torch.cuda.max_memory_reserved(self.device) / MB
+                self.peak_reserved_mb = max(reserved, self.peak_reserved_mb or 0.0)
 
     def _reset_peak(self) -> None:
         if self.device.type == "cuda":

@@ -42,6 +42,8 @@ class GenerationResult:
     phase_times_ms: dict[str, float] | None = None  # the baseline's target steps are its verify
     phase_peak_memory_mb: dict[str, float] | None = None
     near_ties: list[int] | None = None  # places of the output where rounding may choose the token
+    peak_reserved_mb: float | None = None  # GPU: what the allocator held, graphs' memory with it
+    gpu: dict[str, float] | None = None  # as `profiling.power` tells: clocks, power, energy
     finish_reason: str | None = None  # "stop" (an end token) or "length" (the budget)
     engine: str | None = None  # the path really taken: "eager" or "compiled"
     engine_reason: str | None = None  # why it is not the one asked for

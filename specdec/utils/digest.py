@@ -3,6 +3,8 @@
 import ast
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def code_digest(module_name: str, root: Path = PROJECT_ROOT) -> str:
     digest = hashlib.sha256()
     closure = import_closure(module_name, root)
     for name, path in closure.items():
-        digest.update(f"{name}\n{_what_counts(path.read_bytes(), str(path))}\n".encode())
+        digest.update(f"{name}\n{_what_counts(path.read_bytes())}\n".encode())
     for folder in sorted({path.parent for path in closure.values()}):
         for path in sorted(path for path in folder.iterdir() if path.suffix in NATIVE):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
@@ -70,7 +72,7 @@ def import_closure(module_name: str, root: Path = PROJECT_ROOT) -> dict[str, Pat
             continue  # a function or class in `from specdec.x import f`, or seen already
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        imported = _imported_names(ast.parse(path.read_bytes(), filename=str(path)), package)
+        imported = _imported_names(path.read_bytes(), package)
         for wanted in {name, *imported}:
             parts = wanted.split(".")
             waiting += [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
@@ -83,10 +85,11 @@ def _module_file(name: str, root: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _imported_names(tree: ast.AST, package: str) -> set[str]:
+@cache
+def _imported_names(source: bytes, package: str) -> set[str]:
     """Full names of what a module of `package` imports from specdec, modules or not."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,24 +100,26 @@ def _imported_names(tree: ast.AST, package: str) -> set[str]:
 
 
 @cache
-def _what_counts(source: bytes, filename: str) -> str:
+def _what_counts(source: bytes) -> str:
     """A module's syntax tree as text, without what only speaks to people."""
-    tree = ast.parse(source, filename=filename)
-    tree.body = [node for node in tree.body if not _only_words_errors(node, tree)]
+    tree = ast.parse(source)
+    used, raised = _uses([tree]), _uses(n for n in ast.walk(tree) if isinstance(n, ast.Raise))
+    tree.body = [node for node in tree.body if not _only_words_errors(node, used, raised)]
     return ast.dump(_WithoutTalk().visit(tree))
 
 
-def _only_words_errors(function: ast.stmt, tree: ast.Module) -> bool:
-    """Whether a private function of a module is called in its `raise` statements alone."""
+def _only_words_errors(function: ast.stmt, used: Counter, raised: Counter) -> bool:
+    """Whether a private function is called in the `raise` statements of its module alone."""
     if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_"):
         return False
-    calls = _uses(function.name, tree) - _uses(function.name, function)
-    raised = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
-    return 0 < calls == sum(_uses(function.name, node) for node in raised)
+    calls = used[function.name] - _uses([function])[function.name]
+    return 0 < calls == raised[function.name]
 
 
-def _uses(name: str, tree: ast.AST) -> int:
-    return sum(isinstance(node, ast.Name) and node.id == name for node in ast.walk(tree))
+def _uses(trees: Iterable[ast.AST]) -> Counter[str]:
+    """How often each name is read in some parts of a module."""
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return Counter(node.id for node in nodes if isinstance(node, ast.Name))
 
 
 class _WithoutTalk(ast.NodeTransformer):

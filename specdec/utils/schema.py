@@ -56,6 +56,6 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key; {hint}"
     if error.validator == "pattern":  # a person reads what the schema says, not the pattern
         return f"{error.instance!r} is not {error.schema['description']}"
-    if error.validator == "type" and isinstance(error.instance, float):
+    if isinstance(error.instance, float) and not math.isfinite(error.instance):
         return f"{error.instance} is not a finite number"
     return one_line(error.message)

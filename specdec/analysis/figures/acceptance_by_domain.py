@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,26 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from specdec.analysis.figures import style
-from specdec.analysis.tables import load_table
+from specdec.analysis.table_files import load_table
 
 NOTES = [
-    "α = accepted ÷ proposed draft tokens. A dot per prompt; box: quartiles and median, whiskers: "
-    "the most distant prompts within 1.5 times the box. Diamond: α of the cell (ratio of totals) "
-    "with its 95 % interval (bootstrap over prompts). α falls with K, since all that follows a "
-    "rejected token counts as proposed.",
+    "α = accepted ÷ proposed draft tokens. A dot per prompt; from 10 prompts on a box: quartiles "
+    "and median, whiskers: the most distant prompts within 1.5 times the box. Diamond: α of the "
+    "cell (ratio of totals) with its 95 % interval (over prompts). α falls with K, since all that "
+    "follows a rejected token counts as proposed.",
 ]
 GROUP_WIDTH = 0.84  # of the room of a domain
 DIAMOND = {"marker": "D", "markersize": 3.5, "color": "black", "markeredgecolor": "white"}
 WIDEST = 0.2
+FEWEST_FOR_BOX = 10  # prompts: below, box, dots and interval would only hide each other
 DODGE = 0.18  # of a box's width, that dots may stray
 
 
 @style.styled
-def draw(tables_dir: Path) -> Figure:
+def draw(tables_dir: Path, pairs: Sequence[str] = ()) -> Figure:
     """A panel per pair and temperature; boxes by domain and K."""
     cells, generations = load_table(tables_dir, "cells"), load_table(tables_dir, "generations")
-    facets, colours = style.facets(cells), style.colours_of_k(cells)
+    facets, colours = style.facets(cells, pairs), style.colours_of_k(cells)
     columns = 1 if len(facets) == 1 else 2
     domains = max(facet.select(cells).domain.nunique() for facet in facets)
     keys = [Patch(color=colour, label=f"K = {k}") for k, colour in colours.items()]
@@ -65,24 +67,30 @@ def _draw_panel(ax: Axes, cells, generations, colours) -> None:
         alphas = rows.alpha.dropna().to_numpy()
         if len(alphas) == 0:
             continue
-        boxes = ax.boxplot(
-            [alphas],
-            positions=[x],
-            widths=width * 0.8,
-            patch_artist=True,
-            showfliers=False,
-            manage_ticks=False,
-            medianprops={"color": style.INK, "linewidth": 1},
-            whiskerprops={"color": style.INK, "linewidth": 0.6},
-            capprops={"color": style.INK, "linewidth": 0.6},
-        )
-        boxes["boxes"][0].set(facecolor=(*colours[cell.K][:3], 0.45), edgecolor=style.INK)
-        boxes["boxes"][0].set_linewidth(0.6)
+        if len(alphas) >= FEWEST_FOR_BOX:
+            _draw_box(ax, x, width * 0.8, alphas, colours[cell.K])
         places = x + width * DODGE * jitter.uniform(-1, 1, len(alphas))
         ax.plot(places, alphas, ".", color=colours[cell.K], markersize=2.5, alpha=0.8, zorder=3)
         ax.plot([x, x], [cell.alpha_low, cell.alpha_high], color="black", linewidth=1.2, zorder=4)
         ax.plot(x, cell.alpha, **DIAMOND, zorder=5)
+    if cells.alpha.isna().all():
+        style.say_empty(ax, style.NOTHING_DECODED)
     ax.set_ylim(0, 1.03)
     ax.set_xticks(range(len(domains)), [style.wrap(domain, 14) for domain in domains])
     ax.tick_params(axis="x", length=0)
     ax.tick_params(axis="y", labelleft=True)
+
+
+def _draw_box(ax: Axes, x: float, width: float, alphas: np.ndarray, colour) -> None:
+    boxes = ax.boxplot(
+        [alphas],
+        positions=[x],
+        widths=width,
+        patch_artist=True,
+        showfliers=False,
+        manage_ticks=False,
+        medianprops={"color": style.INK, "linewidth": 1},
+        whiskerprops={"color": style.INK, "linewidth": 0.6},
+        capprops={"color": style.INK, "linewidth": 0.6},
+    )
+    boxes["boxes"][0].set(facecolor=(*colour[:3], 0.45), edgecolor=style.INK, linewidth=0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,21 +11,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from specdec.analysis.figures import style
-from specdec.analysis.tables import load_table
+from specdec.analysis.table_files import load_table
 
 NOTES = [
     "α_i: how often the draft token at position i was accepted, given that those before it were; "
-    "bars: 95 % (Wilson, tokens taken as independent). Dashed: the best-fitting constant α, which "
+    "bars: 95 % (over prompts). Dashed: the best-fitting constant α, which "
     "the i.i.d. formula τ = (1 − α^(K+1)) / (1 − α) assumes. Falling points: the draft loses the "
     "thread; rising ones: easy stretches.",
 ]
 
 
 @style.styled
-def draw(tables_dir: Path) -> Figure:
+def draw(tables_dir: Path, pairs: Sequence[str] = ()) -> Figure:
     """A row per pair and temperature, a column per domain; a line per K."""
     cells, positions = load_table(tables_dir, "cells"), load_table(tables_dir, "positions")
-    facets, colours = style.facets(cells), style.colours_of_k(cells)
+    facets, colours = style.facets(cells, pairs), style.colours_of_k(cells)
     rows = [(facet, sorted(facet.select(cells).domain.unique())) for facet in facets]
     columns = max(len(domains) for _, domains in rows)
     keys = [
@@ -71,6 +72,8 @@ def _draw_panel(ax: Axes, cells, positions, colours) -> None:
         )
         ends = [0.6, positions[positions.K == cell.K].position.max() + 0.4]
         ax.plot(ends, [cell.alpha_iid] * 2, "--", color=colours[cell.K], linewidth=0.8, zorder=1)
+    if positions.alpha_i.isna().all():
+        style.say_empty(ax, style.NOTHING_DECODED)
     ax.set(ylim=(0, 1.03), xlim=(0.4, positions.position.max() + 0.6), xlabel="position i")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.tick_params(labelleft=True)

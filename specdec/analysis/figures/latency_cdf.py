@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from specdec.analysis.figures import style
-from specdec.analysis.statistics import bootstrap_interval
-from specdec.analysis.tables import load_table
+from specdec.analysis.statistics import FEWEST_VALUES, distribution, quantiles
+from specdec.analysis.table_files import load_table
 
 NOTES = [
     "A round hands over 1 to K + 1 tokens at once, the baseline one per step. Left: the time from "
-    "one hand-over to the next. Right: that time ÷ its tokens, each token counted once. All "
-    "domains together, prefill left out; dots: median (p50) and p95; bands: 95 % (bootstrap over "
-    "prompts).",
+    "one hand-over to the next. Right: that time ÷ its tokens, each token counted once. Dashed: "
+    "the baseline that this K is compared with. All domains together, prefill left out; dots: "
+    "median (p50) and, from 20 values on, p95; bands: 95 % (over prompts, for K alone).",
 ]
 MARKS = {"p50": 0.5, "p95": 0.95}
 #: Where the curves are drawn: finer towards the end, so that the tail is all there.
@@ -28,12 +29,12 @@ SHARES = np.unique(
 
 
 @style.styled
-def draw(tables_dir: Path) -> Figure:
-    """A row per pair and temperature; a curve for the baseline and for each K."""
+def draw(tables_dir: Path, pairs: Sequence[str] = ()) -> Figure:
+    """A row per pair and temperature; a curve for each K, and for the baseline of each."""
     cells, rounds = load_table(tables_dir, "cells"), load_table(tables_dir, "rounds")
-    facets, colours = style.facets(cells), style.colours_of_k(cells)
-    lines = [Line2D([], [], color=style.BASELINE, label="baseline")]
-    lines += [Line2D([], [], color=colour, label=f"K = {k}") for k, colour in colours.items()]
+    facets, colours = style.facets(cells, pairs), style.colours_of_k(cells)
+    lines = [Line2D([], [], color=colour, label=f"K = {k}") for k, colour in colours.items()]
+    lines.append(Line2D([], [], color=style.BASELINE, linestyle="--", label="its baseline"))
     figure, axes = style.page(
         "Time between hand-overs, and time per token",
         cells,
@@ -45,13 +46,7 @@ def draw(tables_dir: Path) -> Figure:
         sharey=True,
     )
     for (left, right), facet in zip(axes, facets, strict=True):
-        curves = [("baseline", style.BASELINE, facet.select_baseline(rounds))]
-        ours = facet.select(rounds[rounds.K > 0])
-        curves += [(f"K = {k}", colours[k], group) for k, group in ours.groupby("K")]
-        for _, colour, group in curves:
-            per_token = group.seconds / group.tokens
-            _draw_curve(left, group, group.seconds, np.ones(len(group)), colour)
-            _draw_curve(right, group, per_token, group.tokens.to_numpy(), colour)
+        _draw_row(left, right, facet, rounds, colours)
         facet.write_heading(left, 45)
         for ax, what in ((left, "time between hand-overs"), (right, "time per token")):
             _finish(ax, f"{what} (ms, log scale)")
@@ -60,34 +55,37 @@ def draw(tables_dir: Path) -> Figure:
     return figure
 
 
-def _draw_curve(
-    ax: Axes, rounds: pd.DataFrame, seconds: pd.Series, weights: np.ndarray, colour
-) -> None:
-    """The weighted distribution of `seconds`, its band, and its marks."""
+def _draw_row(left: Axes, right: Axes, facet: style.Facet, rounds: pd.DataFrame, colours) -> None:
+    ours = facet.select(rounds[rounds.K > 0])
+    for k, group in ours.groupby("K"):
+        baseline = style.own_baseline(facet.select_baseline(rounds), k)
+        for of, line in ((group, "-"), (baseline, "--")):
+            for ax, seconds, weights in (
+                (left, of.seconds, np.ones(len(of))),
+                (right, of.seconds / of.tokens, of.tokens.to_numpy(float)),
+            ):
+                _draw_curve(ax, of, seconds.to_numpy() * 1e3, weights, colours[k], line)
+    if ours.empty:
+        for ax in (left, right):
+            style.say_empty(ax, style.NOTHING_DECODED)
+
+
+def _draw_curve(ax: Axes, rounds: pd.DataFrame, ms, weights, colour, line: str) -> None:
+    """The weighted distribution of `ms`, its marks, and the band of a solid one."""
     if rounds.empty:
         return
-    values = seconds.to_numpy() * 1e3
-    grid = np.unique(weighted_quantiles(values, weights, SHARES))
-    prompts = rounds.groupby(["domain", "job_K", "prompt_id"]).ngroup().to_numpy()
-    shape = (prompts.max() + 1, len(grid))
-    counts = np.zeros(shape)
-    np.add.at(counts, (prompts, np.searchsorted(grid, values).clip(max=shape[1] - 1)), weights)
-    below = np.cumsum(counts, axis=1)  # [prompts, grid]
-    ax.step(grid, below.sum(axis=0) / weights.sum(), where="post", color=colour, linewidth=1.2)
-    low, high = bootstrap_interval([below], lambda totals: totals / totals[-1], draws=1000)
-    if np.ndim(low):
+    grid = np.unique(quantiles(ms, weights, SHARES))
+    prompts = rounds.groupby(["domain", "prompt_id"]).ngroup().to_numpy()
+    shares, low, high = distribution(ms, weights, prompts, grid)
+    solid = line == "-"
+    ax.step(grid, shares, line, where="post", color=colour, linewidth=1.2 if solid else 0.8)
+    if solid and not np.isnan(low).all():
         ax.fill_between(grid, low, high, step="post", color=colour, alpha=0.18, linewidth=0)
     for share in MARKS.values():
-        (at,) = weighted_quantiles(values, weights, [share])
-        ax.plot(at, share, "o", color=colour, markersize=3.5, markeredgecolor="white", zorder=4)
-
-
-def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """For each share the least value that at least this share of the weights does not exceed."""
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) / np.sum(weights)
-    places = np.searchsorted(reached, np.asarray(shares) - 1e-12).clip(max=len(values) - 1)
-    return values[order][places]
+        if len(ms) >= FEWEST_VALUES[share]:
+            (at,) = quantiles(ms, weights, [share])
+            size = 3.5 if solid else 2.5
+            ax.plot(at, share, "o", color=colour, markersize=size, markeredgecolor="white")
 
 
 def _finish(ax: Axes, label: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,37 +16,43 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from specdec.analysis.figures import style
-from specdec.analysis.tables import load_table
+from specdec.analysis.table_files import load_table
 
 NOTES = [
     "S = time per token of the baseline ÷ of the speculative run, prefill excluded; in brackets "
-    "its 95 % interval (bootstrap over prompts). Hatched: the interval holds 1×, so neither gain "
-    "nor loss is shown. Outlined: the best K of the row.",
+    "its 95 % interval (over prompts). Hatched: the interval holds 1×, so neither gain nor loss is "
+    "shown. Outlined: the best K of the row, where one of several pays; its interval is wider, as "
+    "it was chosen for its S.",
 ]
+DIFFERS_NOTE = (
+    "≠: the output of so many prompts is not the baseline's, though the rule of verification "
+    "promises its tokens and no near tie explains it: engine, kernels or records are at fault."
+)
 TICKS = [1 / 2, 2 / 3, 0.8, 1, 1.25, 1.5, 2]  # where nothing lies further from 1; else powers of 2
 MISSING = "#dddddd"
 CELL_HEIGHT = 0.42  # inches
 
 
 @style.styled
-def draw(tables_dir: Path) -> Figure:
+def draw(tables_dir: Path, pairs: Sequence[str] = ()) -> Figure:
     """A panel per pair and temperature, in it a row per domain and a column per K."""
     cells = load_table(tables_dir, "cells")
-    panels = [(facet, facet.select(cells)) for facet in style.facets(cells)]
-    ks = max(4, *(panel.K.nunique() for _, panel in panels))
-    columns = 1 if len(panels) == 1 or ks > 5 else 2
+    cells["names_n"] = cells.n.nunique() > 1  # else the lines below the figure say it
+    panels = [(facet, facet.select(cells)) for facet in style.facets(cells, pairs)]
+    ks = max(panel.K.nunique() for _, panel in panels)
+    columns = min(len(panels), 3 if ks == 1 else 2 if ks <= 5 else 1)
     grid = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     domains = [max(panel.domain.nunique() for _, panel in row) for row in grid]
     figure, axes = style.page(
         "Speedup over decoding without a draft",
         cells,
-        NOTES,
+        NOTES + [DIFFERS_NOTE] * bool((cells.differing > 0).any()),
         row_heights=[CELL_HEIGHT * count for count in domains],
         columns=columns,
         row_margin=0.55,
         extra_height=0.6,
     )
-    farthest = np.nanmax(np.abs(np.log2(cells.S)), initial=1)
+    farthest = max(1.0, *np.abs(np.log2(cells.S.dropna())))
     colours = ScalarMappable(Normalize(-farthest, farthest), matplotlib.colormaps["PuOr"])
     for ax in axes.flat:
         ax.set_axis_off()
@@ -64,11 +71,10 @@ def draw(tables_dir: Path) -> Figure:
 
 def _draw_panel(ax: Axes, cells: pd.DataFrame, colours: ScalarMappable) -> None:
     domains, ks = sorted(cells.domain.unique()), sorted(cells.K.unique())
-    best = cells.loc[cells.dropna(subset="S").groupby("domain").S.idxmax()].index
     for cell in cells.itertuples():
         corner = (ks.index(cell.K), domains.index(cell.domain))
         _draw_cell(ax, corner, cell, colours)
-        if cell.Index in best:
+        if cell.best:
             frame = Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=2, zorder=4)
             ax.add_patch(frame).set_clip_on(False)
     beside = {"textcoords": "offset points", "size": 7}
@@ -83,7 +89,8 @@ def _draw_panel(ax: Axes, cells: pd.DataFrame, colours: ScalarMappable) -> None:
 def _draw_cell(ax: Axes, corner: tuple[int, int], cell, colours: ScalarMappable) -> None:
     unknown = np.isnan(cell.S)
     face = MISSING if unknown else colours.to_rgba(math.log2(cell.S))
-    undecided = cell.S_low <= 1 <= cell.S_high
+    low, high = (cell.S_best_low, cell.S_best_high) if cell.best else (cell.S_low, cell.S_high)
+    undecided = low <= 1 <= high
     ax.add_patch(
         Rectangle(
             corner,
@@ -100,9 +107,29 @@ def _draw_cell(ax: Axes, corner: tuple[int, int], cell, colours: ScalarMappable)
     luminance = np.dot(matplotlib.colors.to_rgb(face), [0.299, 0.587, 0.114])
     ink = "white" if luminance < 0.5 else "black"
     x, y = corner[0] + 0.5, corner[1]
-    value = "no data" if unknown else f"{cell.S:.2f}×"
-    interval = "no interval" if np.isnan(cell.S_low) else f"[{cell.S_low:.2f}, {cell.S_high:.2f}]"
+    value = _why_empty(cell) if unknown else f"{cell.S:.2f}×"
+    interval = "no interval" if np.isnan(low) else f"[{low:.2f}, {_upper(high)}]"
     halo = {"facecolor": face, "edgecolor": "none", "pad": 1.0} if undecided else None
-    for height, text, size in ((0.36, value, 8.5), (0.73, interval, 6)):
+    if unknown:
+        lines = [(0.5, value, 6)]
+    elif cell.names_n:
+        lines = [(0.26, value, 8.5), (0.57, interval, 6), (0.83, f"n = {cell.n}", 5.5)]
+    else:
+        lines = [(0.36, value, 8.5), (0.73, interval, 6)]
+    for height, text, size in lines:
         label = ax.text(x, y + height, text, size=size, color=ink, ha="center", va="center")
         label.set(zorder=5, bbox=halo)
+    if cell.differing > 0:
+        mark = ax.text(corner[0] + 0.97, y + 0.06, f"≠ {cell.differing:.0f}", size=6)
+        mark.set(ha="right", va="top", color=style.WARNING, zorder=6, weight="bold")
+        mark.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+
+
+def _upper(high: float) -> str:
+    """Two prompts can leave it open by any factor."""
+    return f"{high:.2f}" if high < 100 else "…"
+
+
+def _why_empty(cell) -> str:
+    without_baseline = pd.isna(cell.baseline_engine)
+    return style.wrap(style.NO_BASELINE if without_baseline else style.NOTHING_DECODED, 14)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,6 +28,8 @@ LEGEND_COLUMNS = 8
 
 INK = "#222222"
 BASELINE = "#555555"
+NOTHING_DECODED = "no token after the first"
+NO_BASELINE = "no baseline"
 WARNING = "#b02a00"
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
@@ -119,19 +120,37 @@ def wrap(text: str, characters: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def facets(cells: pd.DataFrame) -> list[Facet]:
-    """All facets of a study, sorted; an error where there is no cell to draw."""
+def facets(cells: pd.DataFrame, pairs: Sequence[str] = ()) -> list[Facet]:
+    """All facets of a study: `pairs` in their order, others behind them by name.
+
+    Raises SpecdecError where there is no cell to draw.
+    """
     if cells.empty:
         raise SpecdecError("no speculative run in the tables: nothing to draw; decode a K >= 1")
     engines = cells[["engine", "engine_requested"]].drop_duplicates()
     keys = cells[FACET].drop_duplicates().itertuples(index=False)
-    return sorted(Facet(*key, names_engine=len(engines) > 1) for key in keys)
+    found = sorted(Facet(*key, names_engine=len(engines) > 1) for key in keys)
+    place = {pair: i for i, pair in enumerate(pairs)}
+    return sorted(found, key=lambda facet: place.get(facet.pair, len(place)))
+
+
+def own_baseline(baselines: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Those rows of baselines that K is compared with: of its own job where it is paired."""
+    own = baselines[baselines.job_K == k]
+    return own if len(own) else baselines[baselines.job_K == 0]
+
+
+def say_empty(ax: Axes, why: str) -> None:
+    """Say in an empty panel why it is."""
+    middle = {"ha": "center", "va": "center", "size": 7, "color": INK}
+    ax.text(0.5, 0.5, wrap(why, 24), transform=ax.transAxes, **middle)
 
 
 def colours_of_k(cells: pd.DataFrame) -> dict[int, tuple]:
     """A colour for each K of the study, ordered from dark to light."""
     ks = sorted(int(k) for k in cells.K.unique())
-    return dict(zip(ks, seaborn.color_palette("viridis", len(ks)), strict=True))
+    places = np.linspace(0, 1, len(ks) + 2)[1:-1]  # without the darkest and the lightest
+    return {k: matplotlib.colormaps["viridis"](place) for k, place in zip(ks, places, strict=True)}
 
 
 def page(

@@ -1,0 +1,109 @@
+"""Build the kernels for the processor at hand, once, and make them operators of torch.
+
+`torch.ops.specdec.linear`, `nf4_linear`, `int8_linear` and `attention`: see operators.cpp for what
+they take. `$SPECDEC_MARCH` names another level of instructions than this processor's own (as
+`-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.utils import cpp_extension
+
+from specdec.utils.errors import SpecdecError
+from specdec.utils.files import exclusive_lock
+from specdec.utils.logging import get_logger
+from specdec.utils.reproducibility import processor_name
+from specdec.utils.sealed import is_whole, seal
+
+FOLDER = Path(__file__).parent
+OPERATORS = FOLDER / "operators.cpp"
+LIBRARY = "specdec"  # torch.ops.specdec
+FLAGS = ["-O2", "-std=c++20", "-ffp-contract=off"]  # what is fused is written (lanes.h)
+
+log = get_logger(__name__)
+
+
+@cache
+def source_digest() -> str:
+    """16 hex digits of the SHA-256 of the kernels' source: part of the code behind a result."""
+    sources = sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])
+    return _digest(*(f"{path.name}\n{path.read_text()}" for path in sources))
+
+
+def instructions() -> str:
+    """The level of instructions that the kernels are built for, as `-march` takes it."""
+    return os.environ.get("SPECDEC_MARCH") or "native"
+
+
+def instruction_set() -> str:
+    """The vectors that passes on this CPU use: "avx512", "avx2", "neon" or "generic".
+
+    Where the kernels are not loaded (an eager run), those of torch itself.
+    """
+    if _loaded(LIBRARY):
+        return torch.ops.specdec.instruction_set()
+    own = torch.backends.cpu.get_cpu_capability().lower()
+    return "generic" if own == "default" else own
+
+
+def load_operators(folder: Path) -> None:
+    """Define the operators `torch.ops.specdec`, built once into `folder`; a process does it once.
+
+    Raises:
+        SpecdecError: where the compiler fails.
+        Exception: of `torch`, where there is no compiler.
+    """
+    if not _loaded(LIBRARY):
+        load_library(build(folder, instructions()), LIBRARY)
+
+
+def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
+    """The operators `torch.ops.<library>` built for a level of instructions, as a file."""
+    compiler = get_cpp_compiler()
+    command = [compiler, *FLAGS, f"-march={march}", "-shared", "-fPIC", "-w"]
+    command += [f"-DLIBRARY={library}", str(OPERATORS)]
+    command += [f"-I{place}" for place in cpp_extension.include_paths()]
+    command += [f"-L{place}" for place in cpp_extension.library_paths()]
+    command += ["-lc10", "-ltorch_cpu"]
+    name = _digest(source_digest(), torch.__version__, processor_name(), *command)
+    path = folder / f"kernels-{name}.so"
+    with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the kernels")):
+        if not is_whole(path):
+            log.info("building the kernels for %s …", march)
+            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+            done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+            if done.returncode != 0:
+                said = done.stderr.strip()[:200]
+                raise SpecdecError(f"{compiler} could not build {OPERATORS.name}: {said}")
+            unfinished.replace(path)
+            seal(path)
+    return path
+
+
+def load_library(path: Path, library: str) -> None:
+    """Load what `build` made, and tell torch the shapes of what its operators give."""
+    torch.ops.load_library(str(path))
+    shapes = {
+        "linear": lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+        "nf4_linear": lambda x, *weights_and_out: x.new_empty(x.shape[0], weights_and_out[6]),
+        "int8_linear": lambda x, weight, scales, bias: x.new_empty(x.shape[0], weight.shape[0]),
+        "attention": lambda q, k, v, mask, scale: q.new_empty(q.shape[1], q.shape[0], v.shape[2]),
+    }
+    for name, shape in shapes.items():
+        torch.library.register_fake(f"{library}::{name}", shape)
+
+
+def _loaded(library: str) -> bool:
+    return hasattr(getattr(torch.ops, library), "linear")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

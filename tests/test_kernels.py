@@ -1,0 +1,212 @@
+"""The kernels compute what PyTorch does, and a row the same beside any others, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.pytorch_utils import Conv1D
+
+from specdec.decoding.compiler import cache_folder
+from specdec.kernels import build, formats
+from specdec.kernels.graft import graft
+from specdec.utils.errors import SpecdecError
+from tests.checks import needs_compiler
+from tests.tiny import make_model
+
+pytestmark = needs_compiler
+
+PLENTY = 2**40  # bytes of memory
+ROWS = [*range(1, 18), 40]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.float16: 0.03}
+
+
+@pytest.fixture(scope="module")
+def operators():
+    build.load_operators(cache_folder())
+    return torch.ops.specdec
+
+
+@pytest.mark.parametrize("kept", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("width_in", "width_out"), [(64, 128), (50, 37), (768, 3), (7, 1)])
+def test_a_row_of_a_linear_layer_is_the_same_beside_any_others(
+    operators, dtype, kept, width_in, width_out
+):
+    x, bias = torch.randn(max(ROWS), width_in).to(dtype), torch.randn(width_out).to(dtype)
+    weight = torch.randn(width_out, width_in).to(kept)
+    right = linear(x.double(), weight.double(), bias.double())
+    alone = torch.cat([operators.linear(row[None], weight, bias) for row in x])
+    assert alone.dtype == dtype
+    torch.testing.assert_close(alone.double(), right, atol=TOLERANCE[dtype], rtol=1e-2)
+    for rows in ROWS:
+        for first in {0, (max(ROWS) - rows) // 2, max(ROWS) - rows}:
+            some = slice(first, first + rows)
+            assert torch.equal(operators.linear(x[some], weight, bias), alone[some])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_results_are_rounded_as_torch_rounds(operators, dtype):
+    x = (torch.randn(200, 9) * torch.logspace(-6, 6, 200)[:, None]).to(dtype)
+    x[:3, 0] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    weight = torch.randn(100, 9)
+    ours = operators.linear(x, weight, None)
+    right = operators.linear(x.float(), weight, None).to(dtype)
+    assert torch.equal(ours.isnan(), right.isnan()) and ours.isnan().any()
+    assert torch.equal(ours.nan_to_num(), right.nan_to_num())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(3, 3, 64), (9, 3, 32), (8, 1, 24), (2, 2, 6)]
+)
+def test_a_row_of_attention_is_the_same_beside_any_others(
+    operators, dtype, heads, kv_heads, dim, threads
+):
+    """Nor does it depend on how many slots are reserved."""
+    slots, held, most = 100, 50, max(ROWS)
+    q = (torch.randn(heads, most, dim) * 3).to(dtype)
+    k, v = torch.randn(2, slots, kv_heads, dim).to(dtype).transpose(1, 2)
+    mask = torch.arange(slots) <= held + torch.arange(most)[:, None]
+    right = scaled_dot_product_attention(
+        *(part[None].double() for part in (q, k, v)), attn_mask=mask[None, None], enable_gqa=True
+    )[0].transpose(0, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = [
+            operators.attention(
+                q[:, i : i + 1],
+                k[:, : held + i + 1],
+                v[:, : held + i + 1],
+                mask[i : i + 1, : held + i + 1],
+                dim**-0.5,
+            )
+            for i in range(most)
+        ]
+        alone = torch.cat(alone)
+        tolerance = 3e-6 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(alone.double(), right, atol=tolerance, rtol=1e-2)
+        for rows in ROWS:
+            for first in {0, most - rows}:
+                some = slice(first, first + rows)
+                ours = operators.attention(q[:, some], k, v, mask[some], dim**-0.5)
+                assert torch.equal(ours, alone[some])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_window_hides_what_lies_before_it(operators):
+    q, k, v = torch.randn(2, 3, 32), torch.randn(2, 40, 32), torch.randn(2, 40, 32)
+    places = 30 + torch.arange(3)[:, None]
+    mask = (torch.arange(40) <= places) & (torch.arange(40) > places - 8)
+    theirs = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
+    ours = operators.attention(q, k, v, mask, 32**-0.5)
+    torch.testing.assert_close(ours, theirs.transpose(0, 1), atol=3e-6, rtol=1e-5)
+    alone = operators.attention(q[:, 2:], k, v, mask[2:], 32**-0.5)
+    assert torch.equal(ours[2:], alone)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_weights_are_kept_in_half_the_bytes_only_where_nothing_is_lost(kind):
+    model = make_model(kind, dtype=torch.float32)
+    layers = [form.layer for form in formats.forms(make_laid_out(model))]
+    exact = layers[0]
+    exact.weight.data = exact.weight.data.bfloat16().float()
+    before = [layer.weight.clone() for layer in layers]
+    formats.lay_out_weights(model, PLENTY)
+    for layer, weight in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight, weight)
+        by_output = weight.T if isinstance(layer, Conv1D) else weight
+        read = formats.read_weights(layer)
+        assert read.is_contiguous() and torch.equal(read.float(), by_output)
+        assert (read.dtype == torch.bfloat16) == (layer is exact)
+
+
+def make_laid_out(model):
+    formats.lay_out_weights(model, PLENTY)
+    return model
+
+
+def test_short_weights_need_room():
+    model = make_model("llama", dtype=torch.bfloat16).float()
+    formats.lay_out_weights(model, free_bytes=1000)
+    assert not any(hasattr(layer, formats.SHORT_WEIGHT) for layer in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_model_with_our_kernels_computes_the_same(operators, kind, dtype):
+    model = make_model(kind, dtype=torch.bfloat16).to(dtype)
+    tokens = torch.tensor([[3, 60, 9, 9, 41]])
+    formats.lay_out_weights(model, PLENTY)
+    theirs = model(tokens).logits
+    with graft(model):
+        ours = model(tokens).logits
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    assert torch.equal(model(tokens).logits, theirs)
+
+
+def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
+    def fails(command, **settings):
+        return subprocess.CompletedProcess(command, 1, "", "lanes.h:1: no such header")
+
+    monkeypatch.setattr(build.subprocess, "run", fails)
+    with pytest.raises(SpecdecError, match="no such header"):
+        build.build(tmp_path, "native")
+
+
+CHECK = Path(__file__).with_name("kernels_check.cpp")
+
+
+def run_check(folder: Path, command: list[str], runner: list[str] = ()) -> str:
+    """What kernels_check.cpp prints, built by `command` (the kernels without torch)."""
+    program = folder / "check"
+    command = [*command, *build.FLAGS, "-w", f"-I{build.FOLDER}", str(CHECK), "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([*runner, program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def processor_has(flag: str) -> bool:
+    return flag in Path("/proc/cpuinfo").read_text().split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("march", "flag", "name"),
+    [
+        ("x86-64", "sse2", "generic"),
+        ("x86-64-v3", "avx2", "avx2"),
+        ("x86-64-v4", "avx512bw", "avx512"),
+    ],
+)
+def test_every_level_of_x86_is_right(tmp_path, march, flag, name):
+    if not processor_has(flag):
+        pytest.skip(f"this processor has no {flag}")
+    assert run_check(tmp_path, ["g++", f"-march={march}"]) == f"{name}: 0 faults\n"
+
+
+@pytest.mark.slow
+def test_the_shapes_of_avx512_are_right_on_avx2(tmp_path):
+    """The same tiles, each vector being two of the processor's."""
+    if not processor_has("avx2"):
+        pytest.skip("this processor has no avx2")
+    shapes = ["-DLANES=16", "-DREGISTERS=32"]
+    assert run_check(tmp_path, ["g++", "-march=x86-64-v3", *shapes]) == "avx512: 0 faults\n"
+
+
+@pytest.mark.slow
+def test_aarch64_is_right(tmp_path):
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if not (compiler and emulator):
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
+    assert run_check(tmp_path, [compiler, "-static"], [emulator]) == "neon: 0 faults\n"
