@@ -180,7 +180,9 @@ def run_snakemake(arguments: list[str]) -> int:
     if said_eager:
         print(f"The eager engine decoded {said_eager}")
     if code:
-        for line in errors or LOG.read_text().splitlines()[-12:]:
+        # A failed job's log is shown by Snakemake, and its cause again with the log's name.
+        causes = [a for a in errors if not any(a != b and b.endswith(a) for b in errors)]
+        for line in causes or LOG.read_text().splitlines()[-12:]:
             print(line, file=sys.stderr)
         print(f"the study stopped; all of it: {LOG}", file=sys.stderr)
     return code
