@@ -28,6 +28,8 @@ from specdec.utils.files import check_writable
 from specdec.utils.yaml_reader import read_yaml
 
 LOG = Path("results/logs/study.log")
+# With a GPU each job is a process from the start: a fork can not use a device that its parent does.
+GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
 JOB = re.compile(r"^(?:local)?rule (\w+):$")
 LOG_FILE = re.compile(r"^    log: (\S+)")
@@ -226,7 +228,7 @@ def main() -> int:
         check_writable(folder)
     overlays = ["--configfile", *arguments.configfile] if arguments.configfile else []
     command = ["all", "--cores", arguments.cores, *overlays]
-    if Path("/dev/nvidiactl").exists():  # a GPU can't be shared by a fork, and its jobs are long
+    if any(Path(device).exists() for device in GPUS):
         return run_snakemake(command)
     with job_server():
         return run_snakemake(command)
