@@ -11,9 +11,10 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.pytorch_utils import Conv1D
 
-from specdec.decoding.compiler import cache_folder
+from specdec.decoding.compiler import cache_folder, compile_ahead
 from specdec.kernels import build, formats
 from specdec.kernels.graft import graft
+from specdec.models.cache import FixedCache, GrowingCache, fixed_view
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.tiny import make_model
@@ -154,13 +155,71 @@ def test_a_model_with_our_kernels_computes_the_same(operators, kind, dtype):
     assert torch.equal(model(tokens).logits, theirs)
 
 
-def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
-    def fails(command, **settings):
-        return subprocess.CompletedProcess(command, 1, "", "lanes.h:1: no such header")
+class Pass(torch.nn.Module):
+    """A pass over a cache of which all sizes are dynamic."""
 
-    monkeypatch.setattr(build.subprocess, "run", fails)
-    with pytest.raises(SpecdecError, match="no such header"):
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, length, buffers) -> torch.Tensor:
+        cache = fixed_view(buffers, length)
+        return self.model(tokens[None], past_key_values=cache, use_cache=True).logits[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        pytest.param("gpt2", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("llama", torch.float32, marks=pytest.mark.slow),
+        pytest.param("gpt2", torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(operators, kind, dtype):
+    """Products, head, norms and attention, at every place in a block, for any slots reserved."""
+    model = make_model(kind, dtype=dtype).eval().requires_grad_(False)
+    formats.lay_out_weights(model, PLENTY)
+    held, most = 30, max(ROWS)
+    tokens = torch.randint(384, (held + most,))
+    with torch.no_grad():
+        cache = GrowingCache()
+        model(tokens[None, :held], past_key_values=cache, use_cache=True)
+
+    def buffers(slots: int) -> list[torch.Tensor]:
+        fixed = FixedCache(cache, slots)
+        fixed.fill(cache)
+        return fixed.first(slots)
+
+    rows, slots = (torch.export.Dim(name, min=0, max=2**20) for name in ("rows", "slots"))
+    example = tokens[:3], torch.tensor(1), buffers(256)
+    sizes = {0: rows}, None, [{0: slots}] * len(example[2])
+    with graft(model):
+        run = compile_ahead(Pass(model), example, sizes, {"kind": kind, "dtype": str(dtype)})
+    seen = buffers(128)
+    alone = []
+    for i in range(held, held + most):
+        alone.append(run(tokens[i : i + 1], torch.tensor(i), seen).clone())
+    alone = torch.cat(alone)
+    with torch.no_grad():
+        right = model(tokens[None]).logits[0, held:]
+    torch.testing.assert_close(alone, right, atol=TOLERANCE[dtype], rtol=0.05)
+    for count in ROWS:
+        for first in {0, (most - count) // 2, most - count}:
+            block = slice(held + first, held + first + count)
+            # As after a prefill of what comes before it: what is behind is written over.
+            ours = run(tokens[block], torch.tensor(held + first), seen)
+            assert torch.equal(ours, alone[first : first + count]), (count, first)
+    more = buffers(512)
+    assert torch.equal(run(tokens[held:], torch.tensor(held), more), alone)
+
+
+def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FLAGS", ["-no-such-flag"])
+    with pytest.raises(SpecdecError, match="could not build the kernels: .*no-such-flag"):
         build.build(tmp_path, "native")
+    assert not list(tmp_path.glob("*.so"))
 
 
 CHECK = Path(__file__).with_name("kernels_check.cpp")
