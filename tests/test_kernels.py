@@ -204,7 +204,7 @@ def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(operators, 
     alone = torch.cat(alone)
     with torch.no_grad():
         right = model(tokens[None]).logits[0, held:]
-    torch.testing.assert_close(alone, right, atol=TOLERANCE[dtype], rtol=0.05)
+    torch.testing.assert_close(alone, right, atol=2 * TOLERANCE[dtype], rtol=0.05)
     for count in ROWS:
         for first in {0, (most - count) // 2, most - count}:
             block = slice(held + first, held + first + count)
