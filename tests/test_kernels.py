@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from specdec.decoding.compiler import cache_folder, compile_ahead
 from specdec.kernels import build, formats
 from specdec.kernels.graft import graft
 from specdec.models.cache import FixedCache, GrowingCache, fixed_view
+from specdec.models.loader import load_model
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.tiny import make_model
@@ -112,6 +114,81 @@ def test_a_window_hides_what_lies_before_it(operators):
     torch.testing.assert_close(ours, theirs.transpose(0, 1), atol=3e-6, rtol=1e-5)
     alone = operators.attention(q[:, 2:], k, v, mask[2:], 32**-0.5)
     assert torch.equal(ours[2:], alone)
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
+)
+
+
+def in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The weights that bitsandbytes means, and its parts as `nf4_linear` takes them."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=True)
+    second = state.state2
+    parts = [packed, state.absmax, state.code, second.code, second.absmax, state.offset]
+    return dequantize_4bit(packed, state), parts
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("width_in", "width_out"), [(64, 128), (576, 37), (48, 80), (50, 6)])
+def test_4_bit_weights_are_read_as_they_lie(operators, dtype, width_in, width_out):
+    """Exactly those of bitsandbytes: a row of the unit matrix gives them back."""
+    weight, parts = in_4_bits(torch.randn(width_out, width_in))
+    given_back = operators.nf4_linear(torch.eye(width_in), *parts, width_out, None, False)
+    assert torch.equal(given_back, weight.T)
+    x, bias = torch.randn(max(ROWS), width_in).to(dtype), torch.randn(width_out).to(dtype)
+    ours = operators.nf4_linear(x, *parts, width_out, bias, False)
+    right = linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(ours.double(), right, atol=TOLERANCE[dtype], rtol=1e-2)
+    for rows in ROWS:
+        some = operators.nf4_linear(x[-rows:], *parts, width_out, bias, False)
+        assert torch.equal(some, ours[-rows:])
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 40])
+def test_a_draft_rounds_its_activations_and_levels_to_8_bits(operators, rows):
+    weight, parts = in_4_bits(torch.randn(100, 576))
+    x = torch.randn(rows, 576) * torch.logspace(-3, 3, rows)[:, None]
+    ours = operators.nf4_linear(x, *parts, 100, None, True)
+    right = linear(x, weight)
+    size = right.square().mean(1, keepdim=True).sqrt()
+    assert ((ours - right) / size).square().mean().sqrt() < 0.02
+    assert torch.equal(operators.nf4_linear(x * 0, *parts, 100, None, True), ours * 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 40])
+def test_a_head_in_8_bits(operators, rows):
+    weight, x = torch.randn(101, 192), torch.randn(rows, 192)
+    scale = weight.abs().amax(1) / 127
+    eight = (weight / scale[:, None]).round().char()
+    ours = operators.int8_linear(x, eight, scale, None)
+    right = linear(x, weight)
+    size = right.square().mean().sqrt()
+    assert ((ours - right) / size).square().mean().sqrt() < 0.02
+
+
+@needs_bitsandbytes
+def test_a_4_bit_model_is_computed_as_bitsandbytes_does(operators):
+    """A target: its numbers to rounding, its weights handed over and back. A draft may round."""
+    model, tokenizer = load_model("resources/micro/target", "int4", device="cpu")
+    ids = torch.tensor([tokenizer("def add(a, b):").input_ids])
+    before = {name: type(weight) for name, weight in model.named_parameters()}
+    theirs = model(ids).logits
+    with graft(model):
+        ours = model(ids).logits
+        assert all(type(weight) is torch.nn.Parameter for weight in model.parameters())
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    assert {name: type(weight) for name, weight in model.named_parameters()} == before
+    assert torch.equal(model(ids).logits, theirs)
+    formats.let_round(model)
+    with graft(model):
+        rounded = model(ids).logits
+    assert 1e-3 < (rounded - theirs).abs().max() < 1
+    assert (rounded.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
