@@ -5,20 +5,10 @@
 #pragma once
 
 #include <cmath>
-#include <vector>
 
 #include "products.h"
 
 namespace kernels {
-
-constexpr int64_t BLOCK = 64, SCALES = 256;
-
-struct Nf4 {
-  const uint8_t *packed, *scales;
-  const float *levels, *scale_levels, *scale_scales;
-  float offset;
-  int64_t in;
-};
 
 // Scales of `count` blocks from `first` on, rounded as bitsandbytes rounds them.
 inline void read_scales(const Nf4& w, int64_t first, int64_t count, float* scales) {
@@ -53,8 +43,7 @@ inline void widen(const Nf4& w, const float* pairs, int64_t n, float* to) {
   }
 }
 
-// Outputs begin .. end of any number of rows, with the weights that bitsandbytes means.
-inline void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end) {
+void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end) {
   float pairs[512];
   for (int b = 0; b < 256; b++) {
     pairs[2 * b] = w.levels[b >> 4];
@@ -63,15 +52,8 @@ inline void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end)
   product_by_panels(a, begin, end, [&](int64_t n, float* panel) { widen(w, pairs, n, panel); });
 }
 
-// Rows in 8 bits, each block of 64 with a scale: what a draft reads, which may round for itself.
-struct Rounded {
-  std::vector<int8_t> numbers;  // [rows, in]
-  std::vector<float> scales;    // [rows, in / 64]
-};
-
-// Of a block, `halves` puts the numbers at even places before those at odd ones, as the bytes of NF4 give them.
-template <bool halves>
-void round_rows(const Rows& a, Rounded& to) {
+Rounded round_rows(const Rows& a, bool halves) {
+  Rounded to;
   to.numbers.resize(a.rows * a.in);
   to.scales.resize(a.rows * a.in / BLOCK);
   for (int64_t m = 0; m < a.rows; m++) {
@@ -90,13 +72,15 @@ void round_rows(const Rows& a, Rounded& to) {
       for (int i = 0; i < BLOCK; i++) scaled[i] = x[i] * inverse + 12582912.0f;  // its last bits: the nearest number
       int32_t bits[BLOCK];
       std::memcpy(bits, scaled, sizeof(bits));
-      for (int i = 0; i < BLOCK / 2; i++) {
-        y[halves ? i : 2 * i] = int8_t(bits[2 * i]);
-        y[halves ? BLOCK / 2 + i : 2 * i + 1] = int8_t(bits[2 * i + 1]);
+      for (int i = 0; halves && i < BLOCK / 2; i++) {
+        y[i] = int8_t(bits[2 * i]);
+        y[BLOCK / 2 + i] = int8_t(bits[2 * i + 1]);
       }
+      for (int i = 0; !halves && i < BLOCK; i++) y[i] = int8_t(bits[i]);
       to.scales[m * a.in / BLOCK + b] = largest / 127;
     }
   }
+  return to;
 }
 
 #if defined(__AVX2__)
@@ -194,8 +178,7 @@ void rounded_rows(const Rounded& x, const Rows& a, int64_t n, const Get& get, co
 
 constexpr int ROUNDED_ROWS = 4, ROUNDED_OUTPUTS = 4;
 
-// Outputs begin .. end for a draft: levels and rows in 8 bits. `in` is a multiple of 64.
-inline void nf4_rounded_product(const Rows& a, const Rounded& x, const Nf4& w, int64_t begin, int64_t end) {
+void nf4_rounded_product(const Rows& a, const Rounded& x, const Nf4& w, int64_t begin, int64_t end) {
   int8_t levels[16];
   for (int i = 0; i < 16; i++) levels[i] = int8_t(std::lrint(w.levels[i] * 127));
   const int64_t blocks = w.in / BLOCK;
@@ -221,8 +204,7 @@ inline void nf4_rounded_product(const Rows& a, const Rounded& x, const Nf4& w, i
   }
 }
 
-// The same with weights [out, in] in 8 bits and a scale for each output.
-inline void int8_product(const Rows& a, const Rounded& x, const int8_t* w, const float* scales, int64_t begin, int64_t end) {
+void int8_product(const Rows& a, const Rounded& x, const int8_t* w, const float* scales, int64_t begin, int64_t end) {
   const int64_t in = a.in;
   for (int64_t n = begin; n < end;) {
     const int64_t now = n + ROUNDED_OUTPUTS <= end ? ROUNDED_OUTPUTS : 1;

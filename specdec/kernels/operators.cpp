@@ -1,10 +1,10 @@
 // The kernels as operators of torch: `torch.ops.<LIBRARY>.linear` and the others, for tensors on a CPU.
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "attention.h"
-#include "nf4.h"
+#include "kernels.h"
 
 namespace {
 
@@ -88,8 +88,7 @@ at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::T
               x.size(1)};
   const WideRows wide(x);
   if (rounded && wide.in % BLOCK == 0 && wide.rows <= MOST_ROWS) {
-    Rounded eight;
-    round_rows<true>(Rows{wide.data.data(), wide.rows, wide.in, wide.step, nullptr, 0}, eight);
+    const Rounded eight = round_rows(Rows{wide.data.data(), wide.rows, wide.in, wide.step, nullptr, 0}, true);
     return layer(x, wide, out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
       nf4_rounded_product(rows, eight, w, begin, end);
     });
@@ -105,8 +104,7 @@ at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& weight, const at::
                   x.size(1) % BLOCK == 0,
               "specdec::int8_linear: not its shapes");
   const WideRows wide(x);
-  Rounded eight;
-  round_rows<false>(Rows{wide.data.data(), wide.rows, wide.in, wide.step, nullptr, 0}, eight);
+  const Rounded eight = round_rows(Rows{wide.data.data(), wide.rows, wide.in, wide.step, nullptr, 0}, false);
   return layer(x, wide, weight.size(0), bias, [&](const Rows& rows, int64_t begin, int64_t end) {
     int8_product(rows, eight, weight.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), begin, end);
   });
@@ -167,7 +165,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 // The sum of a tensor's bytes as whole numbers of 64 bits: nothing but reading, which is what a pass over one
 // row comes down to.
-int64_t read(const at::Tensor& bytes) {
+int64_t read_all(const at::Tensor& bytes) {
   typedef int64_t Words __attribute__((vector_size(64), aligned(8), may_alias));
   const char* from = static_cast<const char*>(bytes.const_data_ptr());
   const int64_t blocks = bytes.nbytes() / (4 * sizeof(Words));
@@ -202,5 +200,5 @@ TORCH_LIBRARY_IMPL(LIBRARY, CPU, library) {
   library.impl("nf4_linear", nf4_linear);
   library.impl("int8_linear", int8_linear);
   library.impl("attention", attention);
-  library.impl("read", read);
+  library.impl("read", read_all);
 }

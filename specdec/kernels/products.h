@@ -4,13 +4,9 @@
 // result depends neither on how many rows there are nor on its place.
 #pragma once
 
-#include <vector>
-
-#include "lanes.h"
+#include "kernels.h"
 
 namespace kernels {
-
-constexpr int MOST_ROWS = REGISTERS == 16 ? 6 : 8;  // that share a load of weights
 
 // How many outputs share the loads of M rows: as many totals as there are registers for, beside the operands.
 constexpr int outputs_at_once(int m) {
@@ -78,15 +74,6 @@ void tile(const float* x, int64_t x_step, const W* w, int64_t w_step, int64_t in
     std::memcpy(y + m * y_step, &products, R * sizeof(float));
   }
 }
-
-// Rows [rows, in] in float32, `x_step` from one to the next, padded with zeros to whole lanes; and where their
-// products go, [rows, outputs].
-struct Rows {
-  const float* x;
-  int64_t rows, in, x_step;
-  float* y;
-  int64_t y_step;
-};
 
 // Outputs begin .. end of M rows.
 template <int M, class W>
