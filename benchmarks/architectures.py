@@ -53,6 +53,7 @@ SMALL = {
     **dict.fromkeys(["qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"], 16),
     **dict.fromkeys(["embedding_size", "vocab_size_per_layer_input"], VOCABULARY),
     "hidden_size_per_layer_input": 16,
+    "rotary_dim": 16,
     "initializer_range": 0.2,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -62,6 +63,7 @@ SMALL = {
 
 #: What goes with those sizes in single types.
 OWN = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "reformer": {"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32]},
 }
@@ -141,13 +143,13 @@ def tiny_configuration(model_type: str, left_out: tuple[str, ...]) -> PreTrained
 
 def own_sizes(config: PreTrainedConfig, left_out: tuple[str, ...]) -> dict[str, int]:
     """Those of SMALL that a configuration states (what is a property of its class it computes)."""
-    kind = type(config)
+    stated = config.to_dict().keys() | config.attribute_map.keys()
     return {
         name: size
         for name, size in SMALL.items()
-        if hasattr(config, name)
+        if name in stated
         and name not in left_out
-        and not isinstance(getattr(kind, name, None), property)
+        and not isinstance(getattr(type(config), name, None), property)
     }
 
 

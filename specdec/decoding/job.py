@@ -199,4 +199,5 @@ def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> 
         text=pair.decode(result.generated_ids),
         code_digest=digest,
         environment=environment,
+        ignored_settings=pair.target.ignored_settings,
     )
