@@ -198,10 +198,13 @@ def quantile_interval(
 
 
 def _cluster_variance(successes: np.ndarray, trials: np.ndarray, share: ArrayLike) -> np.ndarray:
-    """Of a share of totals over prompts (`[..., prompts]`), by how much the prompts differ."""
-    n, total = (trials > 0).sum(axis=-1), trials.sum(axis=-1)
+    """The jackknife's variance of a share of totals over prompts (`[..., prompts]`).
+
+    Without the factor (n − 1)/n: simulated, ten prompts of unequal length cover too little with it.
+    """
     errors = successes - np.asarray(share)[..., None] * trials
-    return np.asarray(ratio(n * (errors**2).sum(axis=-1), (n - 1) * total**2))
+    others = trials.sum(axis=-1)[..., None] - trials
+    return (np.asarray(ratio(errors, others)) ** 2).sum(axis=-1)
 
 
 def _degrees(weights: np.ndarray) -> np.ndarray:
