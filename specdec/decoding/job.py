@@ -20,6 +20,7 @@ from specdec.data.dataset import Prompt
 from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
+from specdec.decoding.near_ties import greedy_near_ties
 from specdec.decoding.sampling import Warp
 from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
@@ -134,6 +135,7 @@ def run_job(
                 )
                 for order, k in enumerate(arms)
             }
+            _note_near_ties(pair, prompt, *(new[prompt.prompt_id, k] for k in job.arms))
             append_records(progress, new.values())
             records |= new
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
@@ -175,6 +177,19 @@ def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> Gener
     return decoder.generate(
         max_new_tokens=budget, temperature=job.temperature, seed=job.seed, **prompt._asdict()
     )
+
+
+def _note_near_ties(pair: LoadedPair, prompt: Prompt, *arms: dict) -> None:
+    """Note in a greedy record where it leaves the baseline's output by a near tie alone."""
+    if len(arms) < 2 or arms[1]["verified_by"] != "greedy":
+        return
+    alone, together = arms
+    ids = alone["generated_ids"], together["generated_ids"]
+    if ids[0] != ids[1]:
+        prompt_ids = pair.encode(prompt.text).prompt_ids
+        together["near_ties"] = greedy_near_ties(
+            pair.target, prompt_ids, *ids, rows=together["K"] + 1
+        )
 
 
 def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:
