@@ -31,6 +31,7 @@ READS = {
     torch.Tensor.numpy,
     torch.Tensor.nonzero,
     torch.nonzero,
+    torch.equal,
 }
 READ_AS = {"__bool__": False, "__float__": 0.5}  # all else is read as 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import cached_property
 from threading import RLock
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.narrow import lay_out_weights, narrow_operators
 from specdec.decoding.sampling import Sampling, make_noise, widened
+from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.wrapper import ModelWrapper
@@ -39,6 +40,11 @@ class FastModel:
         self._pieces: dict[tuple, Callable] = {}
         self._free: list[FixedCache] = []
         self._example: tuple[torch.Tensor, GrowingCache] | None = None
+
+    @cached_property
+    def pool(self) -> tuple[int, int]:
+        """Memory that all graphs with this model share: no two of them run at once."""
+        return torch.cuda.graph_pool_handle()
 
     @property
     def run(self) -> Callable:
@@ -105,7 +111,7 @@ class FastModel:
         config = wrapper.model.config.to_dict()
         config.pop("_name_or_path", None)  # where the model lies changes no code
         identity = {"model": config, "vocabulary": wrapper.vocab_size}
-        with narrow_operators(wrapper.model) if self._on_cpu else nullcontext():
+        with (narrow_operators if self._on_cpu else gpu_operators)(wrapper.model):
             module = ModelPass(wrapper.model, wrapper.vocab_size)
             return self._compile(module, arguments, sizes, identity, tries=(1, ROWS))
 
@@ -145,7 +151,7 @@ class FastModel:
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
-            compiled = torch.compile(module, fullgraph=True)
+            compiled = compile_for_gpu(module)
         for n in tries:  # a compiler may find out only now that it can't
             given = arguments(n)
             if not self._on_cpu:

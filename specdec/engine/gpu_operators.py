@@ -7,10 +7,11 @@ gate, up) are one product of weights that lie behind each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch._inductor.compile_fx import compile_fx
 from torch.nn.functional import linear
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,6 +59,26 @@ def grouped_attention(query, key, value, mask, scale: float) -> torch.Tensor:
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype)
     out = torch.bmm(weights, value)  # [kv_heads, groups · n, d]
     return out.view(heads, n, size).transpose(0, 1)
+
+
+def compile_for_gpu(module: torch.nn.Module) -> Callable:
+    """A module compiled for whatever it is called with, as it is now.
+
+    What it computes with is not looked at again: the model's layers are ours only while it is
+    traced, and its code stays as it was traced.
+    """
+    options = {"guard_filter_fn": _shapes_alone}
+    return torch.compile(module, fullgraph=True, backend=_lower, options=options)
+
+
+def _lower(traced: torch.fx.GraphModule, inputs: list) -> Callable:
+    merge_products(traced.graph)
+    traced.recompile()
+    return compile_fx(traced, inputs, config_patches=INDUCTOR)
+
+
+def _shapes_alone(guards) -> list[bool]:
+    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for guard in guards]
 
 
 def merge_products(graph: torch.fx.Graph) -> None:
@@ -118,9 +139,10 @@ def _join(layers: list[torch.nn.Linear]) -> list[tuple[torch.nn.Linear, torch.nn
     """Lay the layers' weights behind each other; they become views, so nothing is held twice."""
     first = layers[0]
     if not hasattr(first, "joined_weight"):
-        first.register_buffer("joined_weight", _together([layer.weight for layer in layers]))
+        weight = _together([layer.weight for layer in layers])
         bias = None if first.bias is None else _together([layer.bias for layer in layers])
-        first.register_buffer("joined_bias", bias)
+        first.register_buffer("joined_weight", weight, persistent=False)
+        first.register_buffer("joined_bias", bias, persistent=False)
     begins = [0]
     for layer in layers[:-1]:
         begins.append(begins[-1] + layer.out_features)
