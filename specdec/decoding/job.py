@@ -115,7 +115,7 @@ def run_job(
         pair.load(with_draft=job.K > 0)
         decoders = {k: _decoder(job, pair, k) for k in job.arms}
         environment = capture_environment(pair.target.device)
-        _warm_up(job, pair, decoders, missing[0])
+        _warm_up(job, pair, decoders, missing)
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
@@ -162,11 +162,15 @@ def _decoder(job: Job, pair: LoadedPair, k: int) -> Decoder:
     return pair.decoder(k, job.engine, synthetic_acceptance=job.synthetic_acceptance)
 
 
-def _warm_up(job: Job, pair: LoadedPair, decoders: dict[int, Decoder], prompt: Prompt) -> None:
-    """Compile or capture what there is to, and generate once with each decoder."""
-    encoded, budget = pair.encode(prompt.text), min(WARM_UP_TOKENS, job.max_new_tokens)
+def _warm_up(
+    job: Job, pair: LoadedPair, decoders: dict[int, Decoder], prompts: list[Prompt]
+) -> None:
+    """Compile what there is to, capture for the longest prompt, generate once with each decoder."""
+    encoded, budget = pair.encode(prompts[0].text), min(WARM_UP_TOKENS, job.max_new_tokens)
+    forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
+    longest = max(map(len, forms)) + job.max_new_tokens
     for k, decoder in decoders.items():
-        decoder.prepare(job.temperature)
+        decoder.prepare(job.temperature, longest=longest)
         result = _generate(job, decoder, encoded, budget)
         reason = f" ({result.engine_reason})" if result.engine_reason else ""
         seconds = decoder.preparation_seconds
