@@ -119,12 +119,12 @@ class Decision(torch.nn.Module):
             position,
             places[:-1] < proposed,
         )
-        finite = first_where(~finite_rows(logits)) > kept
         emitted = torch.where(places < kept, torch.cat([tokens, token.view(1)]), token)
         counted = torch.minimum(kept + 1, remaining)
         ends = (emitted[:, None] == limits[1:]).any(-1) & (places < counted)
         # An end token is the last one: none before it among those that count.
         counted = torch.minimum(counted, first_where(ends) + 1)
+        finite = first_where(~finite_rows(logits)) >= counted  # of the rows that decide a token
         counted = counted * (1 - state[ENDED])
         window = torch.cat([state[TAIL], emitted])  # [K+3]
         tail = window.index_select(0, counted + torch.arange(2, device=block.device))
