@@ -72,7 +72,7 @@ def compile_ahead(
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
     name = type(module).__name__
-    if _kept_only.get() and not path.exists():
+    if _kept_only.get() and not all(is_whole(part) for part in _parts(path)):
         raise NotKept(name)
     load_operators(cache_folder())
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):

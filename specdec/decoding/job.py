@@ -22,6 +22,7 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.near_ties import greedy_near_ties
 from specdec.decoding.sampling import Warp
+from specdec.kernels.build import instruction_set
 from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
@@ -114,8 +115,10 @@ def run_job(
     if missing:
         pair.load(with_draft=job.K > 0)
         decoders = {k: _decoder(job, pair, k) for k in job.arms}
-        environment = capture_environment(pair.target.device)
         _warm_up(job, pair, decoders, missing)
+        environment = capture_environment(pair.target.device)
+        if device_type == "cpu":
+            environment["instruction_set"] = instruction_set()  # of the kernels, now loaded
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
