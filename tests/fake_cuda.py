@@ -31,6 +31,7 @@ READS = {
     torch.Tensor.numpy,
     torch.Tensor.nonzero,
     torch.nonzero,
+    torch.equal,
 }
 READ_AS = {"__bool__": False, "__float__": 0.5}  # all else is read as 1
 
@@ -111,22 +112,12 @@ class _Watch(TorchFunctionMode):
             if given:
                 self._crosses(first.device, given[0])
         if _on_cuda(first):
-            if function is torch.Tensor.__getitem__:
-                return _take(*args)
             if function is torch.Tensor.__setitem__:
                 self._write(_take(first, args[1]), args[2])
                 return None
             if function is torch.Tensor.copy_:
                 return self._write(*args[:2])
-            if function is torch.Tensor.__invert__:
-                return torch.bitwise_not(first)
-            if function is torch.Tensor.__iter__:
-                return iter(first.unbind(0))
-            if function is torch.Tensor.contiguous:
-                if first.is_contiguous():
-                    return first
-                return first.clone(memory_format=torch.contiguous_format)
-        return function(*args, **kwargs)
+        return without_guards(function, args, kwargs)
 
     def _crosses(self, begin, end) -> None:
         if torch.device(begin).type != torch.device(end).type:
@@ -137,6 +128,25 @@ class _Watch(TorchFunctionMode):
             value.expand(place.shape)  # raises where it does not fit
             self._crosses(value.device, place.device)
         return place
+
+
+def without_guards(function, args: tuple, kwargs: dict):
+    """The function, by operations that ask no GPU for a guard."""
+    first = args[0] if args else None
+    if _on_cuda(first):
+        if function is torch.Tensor.__getitem__:
+            return _take(*args)
+        if function is torch.Tensor.copy_:
+            return torch.ops.aten.copy_.default(*args)
+        if function is torch.Tensor.__invert__:
+            return torch.bitwise_not(first)
+        if function is torch.Tensor.__iter__:
+            return iter(first.unbind(0))
+        if function is torch.Tensor.contiguous:
+            if first.is_contiguous():
+                return first
+            return first.clone(memory_format=torch.contiguous_format)
+    return function(*args, **kwargs)
 
 
 def _stand_ins(machine: Machine) -> dict[str, object]:

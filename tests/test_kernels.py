@@ -299,6 +299,16 @@ def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.so"))
 
 
+def test_the_instruction_set_is_told(operators):
+    assert build.instruction_set() == operators.instruction_set()
+    assert build.instruction_set() in ("avx512", "avx2", "neon", "generic")
+
+
+def test_reading_is_only_reading(operators):
+    words = torch.randint(-(2**60), 2**60, (4096,))
+    assert operators.read(words) == words.sum()
+
+
 CHECK = Path(__file__).with_name("kernels_check.cpp")
 
 

@@ -15,11 +15,11 @@ from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.fast import Fast, prepare
 from specdec.decoding.generation import MODEL_END, Generation, Request, make_request
 from specdec.decoding.rounds import CompiledRounds, HostRounds, draw, read_token
-from specdec.decoding.sampling import Sampling, Warp, choose_sampling
-from specdec.engine.capture import CapturedRound
+from specdec.decoding.sampling import Sampling, Warp, choose_sampling, make_noise
+from specdec.engine.capture import CapturedRound, on_device
 from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.metrics import GenerationResult
-from specdec.utils.errors import SpecdecError
+from specdec.utils.errors import SpecdecError, one_line
 from specdec.utils.logging import get_logger
 
 ENGINES = ("auto", "eager", "compiled")
@@ -117,14 +117,19 @@ class Decoder(ABC):
         """What compiling and capturing took so far; no timing of a generation holds any of it."""
         return self._preparation_seconds
 
-    def prepare(self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> None:
+    def prepare(
+        self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, longest: int = 0
+    ) -> None:
         """Compile what `generate` with these settings needs; with engine "eager", nothing.
 
+        On a GPU the rounds are captured too, for texts of up to `longest` tokens, prompt and output
+        together; a longer one is captured anew when it comes.
+
         Raises:
-            SpecdecError: with engine "compiled", where the target can't be compiled.
+            SpecdecError: with engine "compiled", where the target can't be compiled or captured.
         """
         if self.engine != "eager":
-            self._prepare(Warp(temperature, top_k, top_p))
+            self._prepare(Warp(temperature, top_k, top_p), longest)
 
     def prepare_from_disk(
         self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
@@ -142,14 +147,17 @@ class Decoder(ABC):
             return False
         return True
 
-    def _prepare(self, warp: Warp) -> Fast:
+    def _prepare(self, warp: Warp, longest: int = 0) -> Fast:
         sampling = self._sampling(warp)
         with self._one_at_a_time:
             if sampling not in self._prepared:
                 began = perf_counter()
                 drafter = self.drafter(warp.temperature)
-                self._prepared[sampling] = prepare(self.target, drafter, sampling, self.engine)
+                with on_device(self.target.device):
+                    fast = prepare(self.target, drafter, sampling, self.engine)
+                self._prepared[sampling] = fast
                 self._preparation_seconds += perf_counter() - began
+                self._try_capture(fast, sampling, longest)
             return self._prepared[sampling]
 
     def _fast(self, warp: Warp) -> Fast:
@@ -174,8 +182,8 @@ class Decoder(ABC):
         own = request.draft_prompt_ids
         own = None if own is None else torch.tensor(own, device=run.prompt.device)
         slots = max(run.prompt_length, 0 if own is None else len(own)) + run.max_new_tokens + k + 1
-        with ExitStack() as until_the_end:
-            captured = self._capture(fast, run, slots, until_the_end)
+        with on_device(self.target.device), ExitStack() as until_the_end:
+            fast, captured = self._capture(fast, run, slots, until_the_end)
             run.open = fast.opener(slots, captured, until_the_end)
             run.start_clock()
             with run.memory.phase("prefill"), run.timers.phase("prefill"):
@@ -207,22 +215,61 @@ class Decoder(ABC):
         """The fields of a result that only a run with a draft has."""
         return {}
 
-    def _capture(self, fast: Fast, run: Generation, slots: int, until: ExitStack):
+    def _try_capture(self, fast: Fast, sampling: Sampling, longest: int) -> None:
+        """Capture before anybody waits: what a capture can't do is known then."""
+        if not self._is_captured(fast):
+            return
+        slots = longest + self.num_draft_tokens + 1
+        noise = make_noise(sampling, 0, 2, self.target.device, self.synthetic_acceptance)
+        with on_device(self.target.device):
+            captured = self._new_capture(fast, sampling, slots, noise, timed=True)
+        if captured is not None:
+            self._captured[sampling, True] = [captured]
+
+    def _capture(
+        self, fast: Fast, run: Generation, slots: int, until: ExitStack
+    ) -> tuple[Fast, CapturedRound | None]:
         """On a GPU the round as a graph, over caches that no other run has; elsewhere None."""
-        if fast.round is None or self.target.device.type != "cuda":
-            return None
-        address = (run.sampler.sampling, run.timers.enabled)
+        if not self._is_captured(fast):
+            return fast, None
+        sampling, timed = run.sampler.sampling, run.timers.enabled
         with self._one_at_a_time:
-            free = self._captured.setdefault(address, [])
+            free = self._captured.setdefault((sampling, timed), [])
             fitting = [c for c in free if c.caches["target"].slots >= slots]
             if fitting:
                 free.remove(captured := fitting[0])
             else:
                 free.clear()
-                began = perf_counter()
-                captured = fast.capture(
-                    self.num_draft_tokens, slots, run.sampler.noise, run.timers.enabled
-                )
-                self._preparation_seconds += perf_counter() - began
+                noise = run.sampler.noise
+                captured = self._new_capture(fast, sampling, slots, noise, timed)
+                if captured is None:
+                    return self._prepared[sampling], None
         until.callback(free.append, captured)
-        return captured
+        return fast, captured
+
+    def _is_captured(self, fast: Fast) -> bool:
+        return fast.round is not None and self.target.device.type == "cuda"
+
+    def _new_capture(
+        self, fast: Fast, sampling: Sampling, slots: int, noise, timed: bool
+    ) -> CapturedRound | None:
+        """A capture, or None where there can be none: such runs are eager from then on."""
+        began = perf_counter()
+        try:
+            return fast.capture(self.num_draft_tokens, slots, noise, timed)
+        except Exception as error:
+            reason = f"the round can't be captured: {one_line(root_of(error))[:200]}"
+            if self.engine == "compiled":
+                raise SpecdecError(f"{reason}; take engine 'auto' or 'eager'") from error
+            log.warning("the eager engine it is: %s", reason)
+            self._prepared[sampling] = Fast(reason=reason)
+            return None
+        finally:
+            self._preparation_seconds += perf_counter() - began
+
+
+def root_of(error: BaseException) -> BaseException:
+    """What went wrong first: a failed capture ends in an error that hides the one inside."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

@@ -51,7 +51,7 @@ class Fast:
         """The round as one CUDA graph, over caches of its own."""
         models = {"target": self.target, "draft": self.draft}
         caches = {n: m.take_cache(slots) for n, m in models.items() if m is not None}
-        return CapturedRound(self.round, k, caches, noise, timed)
+        return CapturedRound(self.round, k, caches, noise, timed, self.target.pool)
 
 
 def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: str) -> Fast:

@@ -20,6 +20,7 @@ from specdec.data.dataset import Prompt
 from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
+from specdec.decoding.near_ties import greedy_near_ties
 from specdec.decoding.sampling import Warp
 from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
@@ -114,7 +115,7 @@ def run_job(
         pair.load(with_draft=job.K > 0)
         decoders = {k: _decoder(job, pair, k) for k in job.arms}
         environment = capture_environment(pair.target.device)
-        _warm_up(job, pair, decoders, missing[0])
+        _warm_up(job, pair, decoders, missing)
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
@@ -134,6 +135,7 @@ def run_job(
                 )
                 for order, k in enumerate(arms)
             }
+            _note_near_ties(pair, prompt, *(new[prompt.prompt_id, k] for k in job.arms))
             append_records(progress, new.values())
             records |= new
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
@@ -160,11 +162,15 @@ def _decoder(job: Job, pair: LoadedPair, k: int) -> Decoder:
     return pair.decoder(k, job.engine, synthetic_acceptance=job.synthetic_acceptance)
 
 
-def _warm_up(job: Job, pair: LoadedPair, decoders: dict[int, Decoder], prompt: Prompt) -> None:
-    """Compile or capture what there is to, and generate once with each decoder."""
-    encoded, budget = pair.encode(prompt.text), min(WARM_UP_TOKENS, job.max_new_tokens)
+def _warm_up(
+    job: Job, pair: LoadedPair, decoders: dict[int, Decoder], prompts: list[Prompt]
+) -> None:
+    """Compile what there is to, capture for the longest prompt, generate once with each decoder."""
+    encoded, budget = pair.encode(prompts[0].text), min(WARM_UP_TOKENS, job.max_new_tokens)
+    forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
+    longest = max(map(len, forms)) + job.max_new_tokens
     for k, decoder in decoders.items():
-        decoder.prepare(job.temperature)
+        decoder.prepare(job.temperature, longest=longest)
         result = _generate(job, decoder, encoded, budget)
         reason = f" ({result.engine_reason})" if result.engine_reason else ""
         seconds = decoder.preparation_seconds
@@ -175,6 +181,19 @@ def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> Gener
     return decoder.generate(
         max_new_tokens=budget, temperature=job.temperature, seed=job.seed, **prompt._asdict()
     )
+
+
+def _note_near_ties(pair: LoadedPair, prompt: Prompt, *arms: dict) -> None:
+    """Note in a greedy record where it leaves the baseline's output by a near tie alone."""
+    if len(arms) < 2 or arms[1]["verified_by"] != "greedy":
+        return
+    alone, together = arms
+    ids = alone["generated_ids"], together["generated_ids"]
+    if ids[0] != ids[1]:
+        prompt_ids = pair.encode(prompt.text).prompt_ids
+        together["near_ties"] = greedy_near_ties(
+            pair.target, prompt_ids, *ids, rows=together["K"] + 1
+        )
 
 
 def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:

@@ -105,7 +105,9 @@ class CompiledRounds:
         if self._captured is None:
             result = self._call(k)
         elif k == self._k:
-            result = self._captured.replay()
+            # What a cache holds after the prefill, what rounds have added, and this one.
+            longest = max(length for _, length in self._caches.values())
+            result = self._captured.replay(longest + run.position + k + 1)
         else:
             result = self._captured.shorter(k)
         kept, proposed, finite, *emitted = result.tolist()

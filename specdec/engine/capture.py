@@ -1,9 +1,14 @@
-"""A round as one CUDA graph: launched once, read once."""
+"""A round as CUDA graphs: launched once, read once.
+
+A pass reads every slot of a cache that it is shown, so there is a graph for each of a few lengths
+of text (`lengths`): all of them over the beginning of the same caches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,12 +17,45 @@ from specdec.models.cache import FixedCache
 from specdec.profiling.timer import CUDATimerCollection
 
 WARM_UPS = 3  # runs before the capture, in which compilers and allocators settle
+SHORTEST = 256  # slots of the first graph; each further one has twice as many
+SAID = 3  # numbers that a round's result has besides its K + 1 tokens
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Graphs, streams and events go to the current device: let it be this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def lengths(slots: int) -> list[int]:
+    """How many slots of a cache the graphs see, from few to all."""
+    shorter = []
+    while SHORTEST << len(shorter) < slots:
+        shorter.append(SHORTEST << len(shorter))
+    return [*shorter, slots]
+
+
+@dataclass
+class _Graph:
+    """A captured round over the first `slots` of the caches."""
+
+    slots: int
+    on: RoundTensors
+    graph: torch.cuda.CUDAGraph
+    events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin, end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
+        self.events[name] = begin, end
+        begin.record()
+        yield
+        end.record()
 
 
 class CapturedRound:
     """A round of K proposals, captured over caches and tensors that keep their place.
 
-    With `timed`, events around the phases are part of the graph; without, there is no trace.
+    With `timed`, events around the phases are part of the graphs; without, there is no trace.
     """
 
     def __init__(
@@ -27,67 +65,65 @@ class CapturedRound:
         caches: dict[str, FixedCache],
         noise: torch.Tensor,
         timed: bool,
+        pool: tuple[int, int],
     ) -> None:
-        """`noise` is that of any request of the same sampling."""
-        device = noise.device
-        self.caches = caches
-        self._round, self._k = round, k
-        self._state = torch.zeros(STATE_SIZE, dtype=torch.long, device=device)
+        """`noise` is that of any request of the same sampling; `pool` holds what is in between."""
+        self.caches, self.device = caches, noise.device
+        self._round, self._k, self._timed, self._pool = round, k, timed, pool
+        new = {"dtype": torch.long, "device": self.device}
+        self._state = torch.zeros(STATE_SIZE, **new)
+        # Outside of the pool, whose memory the graphs write one after the other.
+        self._result = torch.zeros(SAID + k + 1, **new)
+        self._limits = torch.zeros(LIMITS_SIZE, **new)
         # A key has its own size; a table has a row a place, and no place lies past the cache.
         rows = max(caches["target"].slots, len(noise))
-        buffers = {name: cache.first(cache.slots) for name, cache in caches.items()}
-        self._on = RoundTensors(
-            limits=torch.zeros(LIMITS_SIZE, dtype=torch.long, device=device),
-            noise=noise.new_zeros(rows, *noise.shape[1:]),
-            temperature=torch.ones((), dtype=torch.float64, device=device),
-            target=buffers["target"],
-            draft=buffers.get("draft", []),
-        )
-        self._timed = timed
-        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
-        self._graph = torch.cuda.CUDAGraph()
-        self._capture()
+        self._noise = noise.new_zeros(rows, *noise.shape[1:])
+        self._temperature = torch.ones((), dtype=torch.float64, device=self.device)
+        # The longest first: the others find all the memory that they need in the pool.
+        most = max(cache.slots for cache in caches.values())
+        self._graphs = [self._capture(slots) for slots in reversed(lengths(most))][::-1]
+        self._replayed = self._graphs[-1]
 
     def begin(self, state, limits, noise, temperature) -> None:
         """Take up a run, before its first round."""
         self._state.copy_(state)
-        self._on.limits.copy_(limits)
-        self._on.noise[: len(noise)] = noise
-        self._on.temperature.copy_(temperature)
+        self._limits.copy_(limits)
+        self._noise[: len(noise)] = noise
+        self._temperature.copy_(temperature)
 
-    def replay(self) -> torch.Tensor:
-        """Launch a round; its result `[K+4]` on the device."""
-        self._graph.replay()
+    def replay(self, reach: int) -> torch.Tensor:
+        """Launch a round that writes no further than slot `reach`; its result `[K+4]`."""
+        self._replayed = next(graph for graph in self._graphs if graph.slots >= reach)
+        self._replayed.graph.replay()
         return self._result
 
     def shorter(self, k: int) -> torch.Tensor:
         """A round of fewer proposals, where a context ends: not captured, on the same tensors."""
-        return self._step(k, nullcontext)
+        return self._step(k, self._graphs[-1].on, nullcontext)
 
     def read_times(self, timers: CUDATimerCollection) -> None:
         """Count the phases of a replayed round whose result has been waited for."""
-        for name, (begin, end) in self._events.items():
+        for name, (begin, end) in self._replayed.events.items():
             timers.add(name, begin.elapsed_time(end))
 
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+    def _capture(self, slots: int) -> _Graph:
+        seen = {name: cache.beginning(slots) for name, cache in self.caches.items()}
+        on = RoundTensors(
+            self._limits, self._noise, self._temperature, seen["target"], seen.get("draft", [])
+        )
+        captured = _Graph(slots, on, torch.cuda.CUDAGraph())
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream), torch.no_grad():
             for _ in range(WARM_UPS):
-                self._step(self._k, nullcontext)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.no_grad(), torch.cuda.graph(self._graph):
-            self._result = self._step(self._k, self._phase if self._timed else nullcontext)
+                self._step(self._k, on, nullcontext)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        phase = captured.phase if self._timed else nullcontext
+        with torch.no_grad(), torch.cuda.graph(captured.graph, self._pool, stream):
+            self._result.copy_(self._step(self._k, on, phase))
+        return captured
 
-    def _step(self, k: int, phase) -> torch.Tensor:
-        result, state = self._round(k, self._state, self._on, phase)
+    def _step(self, k: int, on: RoundTensors, phase) -> torch.Tensor:
+        result, state = self._round(k, self._state, on, phase)
         self._state.copy_(state)
         return result
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        begin, end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
-        self._events[name] = begin, end
-        begin.record()
-        yield
-        end.record()

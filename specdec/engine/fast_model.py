@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
 from threading import RLock
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.narrow import lay_out_weights, narrow_operators
 from specdec.decoding.sampling import Sampling, make_noise, widened
+from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.wrapper import ModelWrapper
@@ -39,6 +41,11 @@ class FastModel:
         self._pieces: dict[tuple, Callable] = {}
         self._free: list[FixedCache] = []
         self._example: tuple[torch.Tensor, GrowingCache] | None = None
+
+    @cached_property
+    def pool(self) -> tuple[int, int]:
+        """Memory that all graphs with this model share: no two of them run at once."""
+        return torch.cuda.graph_pool_handle()
 
     @property
     def run(self) -> Callable:
@@ -106,8 +113,9 @@ class FastModel:
         config.pop("_name_or_path", None)  # where the model lies changes no code
         identity = {"model": config, "vocabulary": wrapper.vocab_size}
         module = ModelPass(wrapper.model, wrapper.vocab_size)
-        ours = narrow_operators(wrapper.model) if self._on_cpu else nullcontext()
-        return self._compile(module, arguments, sizes, identity, tries=(1, ROWS), layers=ours)
+        operators = narrow_operators if self._on_cpu else gpu_operators
+        layers = partial(operators, wrapper.model)
+        return self._compile(module, arguments, sizes, identity, tries=(1, ROWS), layers=layers)
 
     def _compile_decision(self, sampling: Sampling) -> Callable:
         def arguments(k: int) -> tuple:
@@ -135,7 +143,13 @@ class FastModel:
         return self._compile(module, arguments, sizes, identity, tries=(1, 2))
 
     def _compile(
-        self, module, arguments, sizes: tuple, identity: dict, tries: tuple, layers=None
+        self,
+        module: torch.nn.Module,
+        arguments: Callable[[int], tuple],
+        sizes: tuple,
+        identity: dict,
+        tries: tuple[int, ...],
+        layers: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Callable:
         """A module compiled for `arguments(n)` of any n, with other `layers`, and tried with a few.
 
@@ -143,12 +157,12 @@ class FastModel:
             Exception: what the compiler says, or SpecdecError where its outcome is another.
         """
         if self._on_cpu:
-            with layers or nullcontext():
+            with layers():
                 compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
-            compiled = torch.compile(module, fullgraph=True)
+            compiled = compile_for_gpu(module)
         for n in tries:  # a compiler may find out only now that it can't
             given = arguments(n)
             if not self._on_cpu:
@@ -156,7 +170,9 @@ class FastModel:
             expected = module(*given)
             # A model's own likeliest token may be a tie; a decision about given logits is none.
             exact = not isinstance(module, ModelPass)
-            if not _alike(compiled(*given), expected, exact):
+            with layers():  # a GPU's compiler traces only now
+                got = compiled(*given)
+            if not _alike(got, expected, exact):
                 raise SpecdecError(f"the compiled {type(module).__name__} gives other numbers")
         return compiled
 

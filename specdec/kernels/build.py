@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils import cpp_extension
 
 from specdec.utils.errors import SpecdecError
@@ -69,6 +68,9 @@ def load_operators(folder: Path) -> None:
 
 def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     """The operators `torch.ops.<library>` built for a level of instructions, as a file."""
+    # Late: it brings the whole compiler along, a quarter of a job's imports.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
     compiler = get_cpp_compiler()
     compiling = [compiler, *FLAGS, f"-march={march}", f"-DLIBRARY={library}", "-fPIC", "-w", "-c"]
     compiling += [f"-I{place}" for place in cpp_extension.include_paths()]

@@ -51,6 +51,7 @@ void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end);
 struct Rounded {
   std::vector<int8_t> numbers;  // [rows, in]
   std::vector<float> scales;    // [rows, in / 64]
+  std::vector<float> sums;      // of each block
 };
 
 // Rows in 8 bits; of a block, `halves` puts the numbers at even places before those at odd ones.

@@ -116,8 +116,12 @@ class FixedCache:
         if self._buffers[0].device.type == "cpu":
             slots = min(_whole_steps(tokens), slots)
         if len(self._seen[0]) != slots:
-            self._seen = [buffer[:slots] for buffer in self._buffers]
+            self._seen = self.beginning(slots)
         return self._seen
+
+    def beginning(self, slots: int) -> list[torch.Tensor]:
+        """Keys and values of each layer in turn, as views of the first `slots` (or all) places."""
+        return [buffer[:slots] for buffer in self._buffers]
 
 
 def fixed_view(buffers: list[torch.Tensor], length: torch.Tensor) -> Cache:
