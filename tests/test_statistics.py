@@ -179,8 +179,8 @@ def test_intervals_of_acceptance_hold_the_truth(alpha):
 
 
 def test_the_interval_of_the_best_of_several_k_holds_where_a_single_ones_does_not():
-    held = coverage.best_of_equal(5, 300)
-    assert held["single"] < 0.92 <= held["chosen"]
+    held = coverage.best_of_equal(10, 300)
+    assert held["single"] < 0.9 < 0.93 <= held["chosen"]
     assert held["bias"] > 0.02
 
 
