@@ -35,21 +35,20 @@ std::vector<float> widened(const std::optional<at::Tensor>& tensor) {
 
 // Rows [rows, in] of any type in float32, padded with zeros to whole lanes: as they lie, or a copy.
 struct WideRows {
-  explicit WideRows(const at::Tensor& x) : rows(x.size(0)), in(x.size(1)) {
-    if (x.scalar_type() == at::kFloat && in % LANES == 0) {
-      data = x.const_data_ptr<float>();
-      step = x.stride(0);
+  explicit WideRows(const at::Tensor& x) : rows(x.size(0)), in(x.size(1)), step(whole_lanes(in)), given(x.contiguous()) {
+    if (x.scalar_type() == at::kFloat && in == step) {
+      data = given.const_data_ptr<float>();
       return;
     }
-    step = whole_lanes(in);
     copy.resize(rows * step);
-    typed(x, [&](const auto* from) {
-      for (int64_t m = 0; m < rows; m++) convert(from + m * x.stride(0), copy.data() + m * step, in);
+    typed(given, [&](const auto* from) {
+      for (int64_t m = 0; m < rows; m++) convert(from + m * in, copy.data() + m * step, in);
     });
     data = copy.data();
   }
   Rows giving(float* y, int64_t out) const { return Rows{data, rows, in, step, y, out}; }
   int64_t rows, in, step;
+  at::Tensor given;
   const float* data;
   std::vector<float> copy;
 };
@@ -83,7 +82,7 @@ at::Tensor layer(const at::Tensor& x, const WideRows& wide, int64_t out, const s
 
 // x [rows, in], weight [out, in], bias [out], each in float32, bfloat16 or float16; gives [rows, out] as x.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && weight.is_contiguous() && weight.size(1) == x.size(1),
+  TORCH_CHECK(x.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1),
               "specdec::linear: not its shapes");
   const int64_t out = weight.size(0), in = weight.size(1);
   return layer(x, WideRows(x), out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
@@ -95,7 +94,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
 at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scales, const at::Tensor& levels,
                       const at::Tensor& scale_levels, const at::Tensor& scale_scales, const at::Tensor& offset,
                       int64_t out, const std::optional<at::Tensor>& bias, bool rounded) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && packed.numel() == (x.size(1) * out + 1) / 2 &&
+  TORCH_CHECK(x.dim() == 2 && packed.numel() == (x.size(1) * out + 1) / 2 &&
                   scales.numel() == (x.size(1) * out + BLOCK - 1) / BLOCK,
               "specdec::nf4_linear: not its shapes");
   const Nf4 w{packed.const_data_ptr<uint8_t>(),       scales.const_data_ptr<uint8_t>(),
@@ -116,7 +115,7 @@ at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::T
 // The same with weights [out, in] in 8 bits and a scale for each output; rows are rounded to 8 bits too.
 at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
                        const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && weight.is_contiguous() && weight.size(1) == x.size(1) &&
+  TORCH_CHECK(x.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1) &&
                   x.size(1) % BLOCK == 0,
               "specdec::int8_linear: not its shapes");
   const WideRows wide(x);
