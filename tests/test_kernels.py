@@ -53,6 +53,13 @@ def test_a_row_of_a_linear_layer_is_the_same_beside_any_others(
             assert torch.equal(operators.linear(x[some], weight, bias), alone[some])
 
 
+def test_rows_may_lie_apart_or_crosswise(operators):
+    weight, wide = torch.randn(5, 16), torch.randn(16, 40)
+    right = operators.linear(wide.T.contiguous(), weight, None)
+    assert torch.equal(operators.linear(wide.T, weight, None), right)
+    assert torch.equal(operators.linear(wide.T.contiguous()[::2], weight, None), right[::2])
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_results_are_rounded_as_torch_rounds(operators, dtype):
     x = (torch.randn(200, 9) * torch.logspace(-6, 6, 200)[:, None]).to(dtype)

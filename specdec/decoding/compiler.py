@@ -103,6 +103,7 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
             inductor_configs={
                 "aot_inductor.package_constants_in_so": False,
                 "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
+                **({} if instructions() == "native" else {"cpp.march": instructions()}),
             },
         )
     # Constants that tracing found and that are nobody's weights.

@@ -2,7 +2,8 @@
 
 `torch.ops.specdec.linear`, `nf4_linear`, `int8_linear` and `attention`: see operators.cpp for what
 they take. `$SPECDEC_MARCH` names another level of instructions than this processor's own (as
-`-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512).
+`-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512); for torch's own code set its
+`ATEN_CPU_CAPABILITY` (`avx2`) beside it.
 """
 
 from __future__ import annotations

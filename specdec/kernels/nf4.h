@@ -21,49 +21,45 @@ inline void read_scales(const Nf4& w, int64_t first, int64_t count, float* scale
   }
 }
 
-// The weights of output n in float32, exactly as bitsandbytes widens them; `pairs` [256, 2] are the levels in a byte.
-inline void widen(const Nf4& w, const float* pairs, int64_t n, float* to) {
+// The weights of output n in float32, exactly as bitsandbytes widens them.
+inline void widen(const Nf4& w, int64_t n, float* to) {
   const int64_t first = n * w.in;
+  const auto level = [&](int64_t i) { return w.levels[i % 2 ? w.packed[i / 2] & 15 : w.packed[i / 2] >> 4]; };
   if (w.in % BLOCK != 0) {
     for (int64_t i = first; i < first + w.in; i++) {
       float scale;
       read_scales(w, i / BLOCK, 1, &scale);
-      to[i - first] = pairs[2 * w.packed[i / 2] + i % 2] * scale;
+      to[i - first] = level(i) * scale;
     }
     return;
   }
   for (int64_t i = 0; i < w.in; i += BLOCK) {
-    const uint8_t* from = w.packed + (first + i) / 2;
     float scale;
     read_scales(w, (first + i) / BLOCK, 1, &scale);
-    __builtin_prefetch(from + PANEL * w.in / 2);
 #if defined(__AVX2__)
+    const uint8_t* from = w.packed + (first + i) / 2;
+    __builtin_prefetch(from + PANEL * w.in / 2);
     const __m256 below = _mm256_loadu_ps(w.levels), above = _mm256_loadu_ps(w.levels + 8), all = _mm256_set1_ps(scale);
-    const auto level = [&](__m256i number) __attribute__((always_inline)) {  // by its last four bits
+    const auto eight = [&](__m256i number) __attribute__((always_inline)) {  // by its last four bits
       const __m256 is_above = _mm256_castsi256_ps(_mm256_slli_epi32(number, 28));
       return _mm256_blendv_ps(_mm256_permutevar8x32_ps(below, number), _mm256_permutevar8x32_ps(above, number), is_above) * all;
     };
 #pragma GCC unroll 4
     for (int j = 0; j < BLOCK; j += 16) {
       const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + j / 2)));
-      const __m256 even = level(_mm256_srli_epi32(bytes, 4)), odd = level(bytes);
+      const __m256 even = eight(_mm256_srli_epi32(bytes, 4)), odd = eight(bytes);
       const __m256 a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
       _mm256_storeu_ps(to + i + j, _mm256_permute2f128_ps(a, b, 0x20));
       _mm256_storeu_ps(to + i + j + 8, _mm256_permute2f128_ps(a, b, 0x31));
     }
 #else
-    for (int j = 0; j < BLOCK; j++) to[i + j] = pairs[2 * from[j / 2] + j % 2] * scale;
+    for (int j = 0; j < BLOCK; j++) to[i + j] = level(first + i + j) * scale;
 #endif
   }
 }
 
 void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end) {
-  float pairs[512];
-  for (int b = 0; b < 256; b++) {
-    pairs[2 * b] = w.levels[b >> 4];
-    pairs[2 * b + 1] = w.levels[b & 15];
-  }
-  product_by_panels(a, begin, end, [&](int64_t n, float* panel) { widen(w, pairs, n, panel); });
+  product_by_panels(a, begin, end, [&](int64_t n, float* panel) { widen(w, n, panel); });
 }
 
 Rounded round_rows(const Rows& a, bool halves) {
