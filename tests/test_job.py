@@ -9,6 +9,7 @@ import pytest
 
 from specdec.data.dataset import Prompt
 from specdec.decoding import job as jobs
+from specdec.decoding import loaded_pair
 from specdec.decoding.job import Job, run_job
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.profiling.metrics import BenchmarkConfig
@@ -193,6 +194,6 @@ def test_a_job_that_nobody_waits_for_stops_at_the_next_prompt(job, run):
 
 def test_a_missing_draft_is_noticed_before_anything_is_loaded(job, run, monkeypatch):
     missing = replace(job.pair, draft=ModelSide("no/such/folder/here", "float32"))
-    monkeypatch.setattr(jobs, "load_side", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loaded_pair, "load_side", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(SpecdecError, match="no/such/folder/here"):
         run(replace(job, pair=missing))
