@@ -62,10 +62,8 @@ def main() -> None:
                 ]
                 sampling = "coupled" if coupled else "rejection" if temperature > 0 else "greedy"
                 vocabulary = "shared" if shared else method
-                print(
-                    f"| {temperature:g} | {vocabulary} | {sampling} | {row(results, arguments.k)} |",
-                    flush=True,
-                )
+                said = row(results, arguments.k)
+                print(f"| {temperature:g} | {vocabulary} | {sampling} | {said} |", flush=True)
 
 
 def row(results, K: int) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 
 import numpy as np
 
@@ -89,6 +89,7 @@ def simulate(
         count * speed * cost * noise() for cost in (kind.K * COSTS["c"], COSTS["v"], COSTS["h"])
     )
     alone = lengths * speed * noise()
+    all_alone = alone + COSTS["h0"] * lengths * speed * noise()
     first = 4 * speed  # ms of the prefill
     amounts = {
         "own steps": lengths,
@@ -101,9 +102,9 @@ def simulate(
         "own accepted": np.where(is_round, accepted, 0).sum(axis=-1),
         "own proposed": np.where(is_round, np.minimum(left, kind.K), 0).sum(axis=-1),
         "baseline steps": lengths,
-        "baseline decode_s": alone * (1 + COSTS["h0"]) / 1e3,
+        "baseline decode_s": all_alone / 1e3,
         "baseline num_tokens": lengths + 1,
-        "baseline total_s": (first + alone * (1 + COSTS["h0"])) / 1e3,
+        "baseline total_s": (first + all_alone) / 1e3,
         "baseline verify_ms": alone,
     }
     return amounts, accepted
@@ -158,15 +159,26 @@ def alpha_i_of(accepted: np.ndarray, position: int):
     return ratio(kept.sum(axis=-1), reached.sum(axis=-1)), *proportion_interval(kept, reached)
 
 
+@lru_cache(maxsize=len(PROMPTS) + 1)
+def studies(kind: Prompts, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What `simulate` gives: always the same for the same arguments."""
+    return simulate(kind, shape, np.random.default_rng(shape))
+
+
 @cache
 def truth(figure: str, kind: Prompts) -> float:
     """The figure of so many prompts that their number no longer matters."""
-    amounts, accepted = simulate(kind, (MANY,), np.random.default_rng(0))
+    return float(np.mean(figure_of(figure, kind, (MANY,))[0]))
+
+
+def figure_of(figure: str, kind: Prompts, shape: tuple[int, ...]):
+    """Value and ends of the interval of a figure, for each simulated cell."""
+    amounts, accepted = studies(kind, shape)
     if figure == "α":
-        return float(alpha_of(amounts, kind.K)[0])
+        return alpha_of(amounts, kind.K)
     if figure.startswith("α_"):
-        return float(alpha_i_of(accepted, int(figure[2:]))[0])
-    return float(of_totals(figure, amounts)[0])
+        return alpha_i_of(accepted, int(figure[2:]))
+    return of_totals(figure, amounts)
 
 
 def holds(ends: tuple, true: float) -> float:
@@ -175,47 +187,39 @@ def holds(ends: tuple, true: float) -> float:
     return float(np.mean((np.isnan(low) | (low <= true)) & (np.isnan(high) | (true <= high))))
 
 
-def coverage(figure: str, kind: Prompts, n: int, count: int, rng: np.random.Generator) -> float:
+def coverage(figure: str, kind: Prompts, n: int, count: int) -> float:
     """Of `count` simulated cells of n prompts, the share whose interval holds the truth."""
-    amounts, accepted = simulate(kind, (count, n), rng)
-    if figure == "α":
-        _, *ends = alpha_of(amounts, kind.K)
-    elif figure.startswith("α_"):
-        _, *ends = alpha_i_of(accepted, int(figure[2:]))
-    else:
-        _, *ends = of_totals(figure, amounts)
+    _, *ends = figure_of(figure, kind, (count, n))
     return holds(ends, truth(figure, kind))
 
 
-def waits(kind: Prompts, shape: tuple[int, ...], rng: np.random.Generator):
-    """Times between hand-overs (ms) of each prompt, and how many tokens each handed over."""
-    _, accepted = simulate(kind, shape, rng)
+def waits(kind: Prompts, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Times between hand-overs (ms) of each prompt, and how many tokens each round accepted."""
+    _, accepted = studies(kind, shape)
+    rng = np.random.default_rng(shape)
     speed = STEP_MS * np.exp(0.2 * rng.standard_normal(shape))[..., None]
-    ms = 1.75 * speed * np.exp(0.1 * rng.standard_normal(accepted.shape))
-    return ms, accepted
+    return 1.75 * speed * np.exp(0.1 * rng.standard_normal(accepted.shape)), accepted
 
 
-def coverage_of_waits(figure: str, kind: Prompts, n: int, count: int, rng) -> float:
+def coverage_of_waits(figure: str, kind: Prompts, n: int, count: int) -> float:
     """That of p50 or p95 of the time between hand-overs, or of the band around its distribution."""
-    ms, accepted = waits(kind, (MANY // 10,), np.random.default_rng(0))
-    many = np.sort(ms[accepted >= 0])
+    ms, accepted = waits(kind, (MANY,))
     share = 0.95 if "95" in figure else 0.5
-    true = many[int(share * len(many))]
+    true = np.quantile(ms[accepted >= 0], share)
     held = []
-    for _ in range(count):
-        ms, accepted = waits(kind, (n,), rng)
+    for ms, accepted in zip(*waits(kind, (count, n)), strict=True):
         prompts, _ = np.nonzero(accepted >= 0)
         values = ms[accepted >= 0]
         weights = np.ones(len(values))
         if figure.startswith("band"):
-            _, low, high = distribution(values, weights, prompts, np.array([true]))
-            held.append(holds((low, high), share))
+            _, *ends = distribution(values, weights, prompts, np.array([true]))
+            held.append(holds(ends, share))
         else:
             held.append(holds(quantile_interval(values, weights, prompts, share), true))
     return float(np.mean(held))
 
 
-def best_of_equal(n: int, count: int, rng: np.random.Generator) -> dict[str, float]:
+def best_of_equal(n: int, count: int) -> dict[str, float]:
     """Four K that are equally good: how often the interval of the one that came out best holds.
 
     By the interval of a single cell, by that of `cells.best_of`, and by a bootstrap that makes the
@@ -223,7 +227,7 @@ def best_of_equal(n: int, count: int, rng: np.random.Generator) -> dict[str, flo
     """
     kind = KINDS["lognormal lengths"]
     true = truth("S", kind)
-    amounts, _ = simulate(kind, (count, CANDIDATES, n), rng)
+    amounts, _ = studies(kind, (count, CANDIDATES, n))
     S, low, high = of_totals("S", amounts)
     best = S.argmax(axis=1)[:, None]
     chosen = np.take_along_axis(S, best, 1)
@@ -233,7 +237,9 @@ def best_of_equal(n: int, count: int, rng: np.random.Generator) -> dict[str, flo
         name: holds(tuple(np.take_along_axis(end, best, 1) for end in pair), true)
         for name, pair in ends.items()
     }
-    drawn = rng.multinomial(n, np.full(n, 1 / n), DRAWS).T.astype(float)  # [prompts, draws]
+    drawn = (
+        np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), DRAWS).T.astype(float)
+    )  # [prompts, draws]
     parts = arms_of({name: x @ drawn for name, x in amounts.items()})
     resampled = cells.speedup(*parts).max(axis=1)  # [cells, draws]
     ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
@@ -244,50 +250,46 @@ def best_of_equal(n: int, count: int, rng: np.random.Generator) -> dict[str, flo
 
 
 def rows(count: int) -> Iterator[list[str]]:
-    """The lines of the table: figure, kind of prompts, coverage for each n."""
-    rng = np.random.default_rng(1)
-    for figure in OF_TOTALS:
-        for name, kind in KINDS.items():
-            yield _row(
-                figure, name, map(partial(coverage, figure, kind, count=count, rng=rng), PROMPTS)
-            )
+    """The lines of the table: kind of prompts, figure, coverage for each n."""
+    for name, kind in KINDS.items():
+        for figure in [*OF_TOTALS, "α", "α_1", "α_2", "α_4"]:
+            yield _row(name, figure, (coverage(figure, kind, n, count) for n in PROMPTS))
+    for name in ("fixed lengths", "lognormal lengths"):
+        for figure in ("p50", "p95", "band at p50", "band at p95"):
+            held = partial(coverage_of_waits, figure, KINDS[name], count=min(count, 500))
+            yield _row(name, figure, map(held, PROMPTS))
     for K in (1, 4, 8):
         for alpha in (0.3, 0.6, 0.8, 0.95, 0.99, 1.0):
-            kind = replace(KINDS["lognormal lengths"], K=K, alpha=alpha)
-            kind = replace(kind, alpha_spread=min(0.1, (1 - alpha) / 2))
-            name = f"chance {alpha:g} of a draft token, K = {K}"
-            yield _row("α", name, map(partial(coverage, "α", kind, count=count, rng=rng), PROMPTS))
-    for position in (1, 2, 4):
-        name, kind = "lognormal lengths", KINDS["lognormal lengths"]
-        figure = f"α_{position}"
-        yield _row(
-            figure, name, map(partial(coverage, figure, kind, count=count, rng=rng), PROMPTS)
-        )
-    for figure in ("p50", "p95", "band at p50", "band at p95"):
-        for name in ("fixed lengths", "lognormal lengths"):
-            kind = KINDS[name]
-            fewer = min(count, 500)
-            held = partial(coverage_of_waits, figure, kind, count=fewer, rng=rng)
-            yield _row(figure, name, map(held, PROMPTS))
-    best = {n: best_of_equal(n, min(count, 1000), rng) for n in PROMPTS}
-    for name, told in (
-        ("single", "as if it were the only K"),
-        ("chosen", "level 0.95^(1/4): the tables"),
-        ("resampled", "choice resampled (bootstrap)"),
+            kind = acceptance(alpha, K)
+            held = (coverage("α", kind, n, count) for n in PROMPTS)
+            yield _row(f"a draft token's chance {alpha:g}, K = {K}", "α", held)
+    best = [best_of_equal(n, min(count, 1000)) for n in PROMPTS]
+    for told, name in (
+        ("the best of 4 equal K, as if it were the only one", "single"),
+        ("the best of 4 equal K, level 0.95^(1/4): the tables'", "chosen"),
+        ("the best of 4 equal K, choice resampled by a bootstrap", "resampled"),
     ):
-        yield _row("S of the best of 4", told, [best[n][name] for n in PROMPTS])
-    yield _row("its S too large by", "4 equal K", [best[n]["bias"] for n in PROMPTS])
+        yield _row(told, "S", (found[name] for found in best))
+    yield _row(
+        "the best of 4 equal K: by how much its S is too large", "S", (f["bias"] for f in best)
+    )
 
 
-def _row(figure: str, kind: str, shares: Iterable[float]) -> list[str]:
-    return [figure, kind, *(f"{share:.3f}" for share in shares)]
+def acceptance(alpha: float, K: int) -> Prompts:
+    """Texts of all lengths whose draft tokens are accepted with about this chance."""
+    spread = min(0.1, (1 - alpha) / 2)
+    return Prompts(K=K, alpha=alpha, alpha_spread=spread, length_spread=0.7)
+
+
+def _row(kind: str, figure: str, shares: Iterable[float]) -> list[str]:
+    return [kind, figure, *(f"{share:.3f}" for share in shares)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=2000, help="to simulate, for each number")
     arguments = parser.parse_args()
-    print("| figure | prompts | " + " | ".join(f"n = {n}" for n in PROMPTS) + " |")
+    print("| prompts | figure | " + " | ".join(f"n = {n}" for n in PROMPTS) + " |")
     print("|" + "---|" * (2 + len(PROMPTS)))
     for row in rows(arguments.cells):
         print("| " + " | ".join(row) + " |", flush=True)

@@ -16,7 +16,8 @@ for figure, category in FIGURE_CATEGORIES.items():
             f"results/logs/plot_{figure}.log",
         params:
             figure=figure,
+            pairs=list(PAIRS),  # in the study's order
             code=code_digest(f"specdec.analysis.figures.{figure}"),
         shell:
             'exec python "$SCRIPTS/job.py" plot_figure.py {params.figure} --tables results/tables'
-            " --png {output.png} --svg {output.svg} > {log} 2>&1"
+            " --png {output.png} --svg {output.svg} --pairs {params.pairs:q} > {log} 2>&1"

@@ -28,6 +28,8 @@ from specdec.utils.files import check_writable
 from specdec.utils.yaml_reader import read_yaml
 
 LOG = Path("results/logs/study.log")
+# With a GPU each job is a process from the start: a fork can not use a device that its parent does.
+GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
 JOB = re.compile(r"^(?:local)?rule (\w+):$")
 LOG_FILE = re.compile(r"^    log: (\S+)")
@@ -180,7 +182,9 @@ def run_snakemake(arguments: list[str]) -> int:
     if said_eager:
         print(f"The eager engine decoded {said_eager}")
     if code:
-        for line in errors or LOG.read_text().splitlines()[-12:]:
+        # A failed job's log is shown by Snakemake, and its cause again with the log's name.
+        causes = [a for a in errors if not any(a != b and b.endswith(a) for b in errors)]
+        for line in causes or LOG.read_text().splitlines()[-12:]:
             print(line, file=sys.stderr)
         print(f"the study stopped; all of it: {LOG}", file=sys.stderr)
     return code
@@ -224,7 +228,7 @@ def main() -> int:
         check_writable(folder)
     overlays = ["--configfile", *arguments.configfile] if arguments.configfile else []
     command = ["all", "--cores", arguments.cores, *overlays]
-    if Path("/dev/nvidiactl").exists():  # a GPU can't be shared by a fork, and its jobs are long
+    if any(Path(device).exists() for device in GPUS):
         return run_snakemake(command)
     with job_server():
         return run_snakemake(command)

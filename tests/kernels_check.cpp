@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 using namespace kernels;
 
@@ -113,8 +114,7 @@ static void check_nf4(int64_t rows, int64_t in, int64_t out) {
   nf4_product(all, w, 0, out);
   const bool suits = in % BLOCK == 0;
   if (suits) {
-    Rounded eight;
-    round_rows<true>(all, eight);
+    const Rounded eight = round_rows(all, true);
     nf4_rounded_product(Rows{padded.data(), rows, in, in, rounded.data(), out}, eight, w, 0, out);
   }
   bool right = true, close = true, same = true;

@@ -67,9 +67,9 @@ class Study:
         output, _ = process.communicate(timeout=300)
         return process.returncode, output
 
-    def script(self, name: str) -> subprocess.CompletedProcess:
+    def script(self, name: str, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, self.project / "scripts" / name],
+            [sys.executable, self.project / "scripts" / name, *arguments],
             cwd=self.folder,
             env=self.environment | {"PYTHONPATH": str(self.project)},
             capture_output=True,

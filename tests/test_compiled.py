@@ -40,6 +40,12 @@ def models(request):
     return wrap(perturbed(target)), wrap(target)
 
 
+@pytest.fixture
+def fresh_models(models):
+    """The same, of which nothing is compiled yet."""
+    return tuple(wrap(wrapper.model) for wrapper in models)
+
+
 def both_engines(make, prompt, tokens=30, **settings):
     """The results of the reference and of the fast engine, which must have run."""
     reference = make("eager").generate(prompt, tokens, seed=3, **settings)
@@ -328,26 +334,28 @@ def refuse(monkeypatch):
     return set_up
 
 
-def test_without_a_compiler_auto_says_so_and_runs_eagerly(refuse, models):
+def test_without_a_compiler_auto_says_so_and_runs_eagerly(refuse, fresh_models):
     refuse(torch.nn.Module, "no working C++ compiler was found")
-    decoder = SpeculativeDecoder(*models, 2)
+    decoder = SpeculativeDecoder(*fresh_models, 2)
     decoder.prepare()
     result = decoder.generate(PROMPTS[0], 5)
     assert result.engine == "eager" and "no working C++ compiler" in result.engine_reason
     with pytest.raises(SpecdecError, match="no working C\\+\\+ compiler.*auto"):
-        SpeculativeDecoder(*models, 2, engine="compiled").generate(PROMPTS[0], 5)
+        SpeculativeDecoder(*fresh_models, 2, engine="compiled").generate(PROMPTS[0], 5)
 
 
-def test_a_baseline_whose_draw_cannot_be_compiled_runs_eagerly(refuse, models):
+def test_a_baseline_whose_draw_cannot_be_compiled_runs_eagerly(refuse, fresh_models):
     refuse(pieces.Decision, "no such operation")
-    decoder = AutoregressiveDecoder(models[1])
+    decoder = AutoregressiveDecoder(fresh_models[1])
     decoder.prepare()
     result = decoder.generate(PROMPTS[0], 5)
     assert result.engine == "eager" and "no such operation" in result.engine_reason
 
 
-def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(refuse, models):
-    draft, target = wrap(models[0].model), wrap(models[1].model)
+def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(
+    refuse, fresh_models
+):
+    draft, target = fresh_models
     refuse(pieces.ModelPass, "its library is not for compilers", of=draft.model)
     results = both_engines(
         lambda engine: SpeculativeDecoder(draft, target, 2, engine=engine), PROMPTS[0]
@@ -356,7 +364,7 @@ def test_a_draft_that_cannot_be_compiled_runs_eagerly_before_a_compiled_target(r
     assert "its library is not for compilers" in results[1].engine_reason
 
 
-def test_what_compiles_and_then_fails_its_first_pass_was_not_compiled(monkeypatch, models):
+def test_what_compiles_and_then_fails_its_first_pass_was_not_compiled(monkeypatch, fresh_models):
     """Compilers find out late what they can't do (seen: Falcon with ALiBi)."""
 
     def compile_ahead(module, *rest):
@@ -366,7 +374,7 @@ def test_what_compiles_and_then_fails_its_first_pass_was_not_compiled(monkeypatc
         return refuse if isinstance(module, pieces.ModelPass) else module
 
     monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
-    target = wrap(models[1].model)
+    target = fresh_models[1]
     for make in (AutoregressiveDecoder, lambda *a, **s: SpeculativeDecoder(target, *a, 2, **s)):
         decoder = make(target)
         decoder.prepare()
@@ -389,8 +397,10 @@ def compiled_modules(monkeypatch):
     return modules
 
 
-def test_one_compilation_of_a_model_serves_every_k_and_both_decoders(compiled_modules, models):
-    draft, target = (wrap(wrapper.model) for wrapper in models)
+def test_one_compilation_of_a_model_serves_every_k_and_both_decoders(
+    compiled_modules, fresh_models
+):
+    draft, target = fresh_models
     for budget in (10, 3 * SLOTS_STEP):
         AutoregressiveDecoder(target, engine="compiled").generate(PROMPTS[0], budget)
         for k in (1, 2, 4):

@@ -10,6 +10,7 @@ from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loading.loader import load_model
 from specdec.models.pair import load_pair
+from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper
 from tests.tiny import make_model, make_tokenizer
 
@@ -160,3 +161,23 @@ def test_on_a_gpu_memory_is_what_the_allocator_gave():
     tensors = 8 * len(list(model.parameters()))
     assert abs(held - wrapper.memory_footprint_mb * 2**20) <= 512 * tensors  # it rounds to 512 B
     assert {m.compute_dtype for m in layers_in_4bit(model).values()} == {torch.bfloat16}
+
+
+def test_a_4_bit_self_shares_what_is_not_quantised_with_its_model():
+    target, tokenizer = load_model("resources/micro/target", "bfloat16", device="cpu")
+    draft, _ = load_model("resources/micro/target", "int4", device="cpu")
+    assert share_weights(draft, target)
+    ours, theirs = dict(draft.named_parameters()), dict(target.named_parameters())
+    shared = [name for name in ours if ours[name].data_ptr() == theirs[name].data_ptr()]
+    assert set(ours) - set(shared) == {f"{name}.weight" for name in layers_in_4bit(draft)}
+    ids = torch.tensor([tokenizer(PROMPT).input_ids])
+    logits = draft(ids).logits
+    assert logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
+
+
+def test_a_4_bit_draft_of_other_weights_keeps_its_own():
+    target, _ = load_model("resources/micro/target", "bfloat16", device="cpu")
+    draft, _ = load_model("resources/micro/draft", "int4", device="cpu")
+    before = {name: weight.data_ptr() for name, weight in draft.named_parameters()}
+    assert not share_weights(draft, target)
+    assert {name: weight.data_ptr() for name, weight in draft.named_parameters()} == before

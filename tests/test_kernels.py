@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.pytorch_utils import Conv1D
 
-from specdec.decoding.compiler import cache_folder
+from specdec.decoding.compiler import cache_folder, compile_ahead
 from specdec.kernels import build, formats
 from specdec.kernels.graft import graft
+from specdec.models.cache import FixedCache, GrowingCache, fixed_view
+from specdec.models.loader import load_model
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.tiny import make_model
@@ -48,6 +51,13 @@ def test_a_row_of_a_linear_layer_is_the_same_beside_any_others(
         for first in {0, (max(ROWS) - rows) // 2, max(ROWS) - rows}:
             some = slice(first, first + rows)
             assert torch.equal(operators.linear(x[some], weight, bias), alone[some])
+
+
+def test_rows_may_lie_apart_or_crosswise(operators):
+    weight, wide = torch.randn(5, 16), torch.randn(16, 40)
+    right = operators.linear(wide.T.contiguous(), weight, None)
+    assert torch.equal(operators.linear(wide.T, weight, None), right)
+    assert torch.equal(operators.linear(wide.T.contiguous()[::2], weight, None), right[::2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -113,6 +123,81 @@ def test_a_window_hides_what_lies_before_it(operators):
     assert torch.equal(ours[2:], alone)
 
 
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
+)
+
+
+def in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The weights that bitsandbytes means, and its parts as `nf4_linear` takes them."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=True)
+    second = state.state2
+    parts = [packed, state.absmax, state.code, second.code, second.absmax, state.offset]
+    return dequantize_4bit(packed, state), parts
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("width_in", "width_out"), [(64, 128), (576, 37), (48, 80), (50, 6)])
+def test_4_bit_weights_are_read_as_they_lie(operators, dtype, width_in, width_out):
+    """Exactly those of bitsandbytes: a row of the unit matrix gives them back."""
+    weight, parts = in_4_bits(torch.randn(width_out, width_in))
+    given_back = operators.nf4_linear(torch.eye(width_in), *parts, width_out, None, False)
+    assert torch.equal(given_back, weight.T)
+    x, bias = torch.randn(max(ROWS), width_in).to(dtype), torch.randn(width_out).to(dtype)
+    ours = operators.nf4_linear(x, *parts, width_out, bias, False)
+    right = linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(ours.double(), right, atol=TOLERANCE[dtype], rtol=1e-2)
+    for rows in ROWS:
+        some = operators.nf4_linear(x[-rows:], *parts, width_out, bias, False)
+        assert torch.equal(some, ours[-rows:])
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 40])
+def test_a_draft_rounds_its_activations_and_levels_to_8_bits(operators, rows):
+    weight, parts = in_4_bits(torch.randn(100, 576))
+    x = torch.randn(rows, 576) * torch.logspace(-3, 3, rows)[:, None]
+    ours = operators.nf4_linear(x, *parts, 100, None, True)
+    right = linear(x, weight)
+    size = right.square().mean(1, keepdim=True).sqrt()
+    assert ((ours - right) / size).square().mean().sqrt() < 0.02
+    assert torch.equal(operators.nf4_linear(x * 0, *parts, 100, None, True), ours * 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 40])
+def test_a_head_in_8_bits(operators, rows):
+    weight, x = torch.randn(101, 192), torch.randn(rows, 192)
+    scale = weight.abs().amax(1) / 127
+    eight = (weight / scale[:, None]).round().char()
+    ours = operators.int8_linear(x, eight, scale, None)
+    right = linear(x, weight)
+    size = right.square().mean().sqrt()
+    assert ((ours - right) / size).square().mean().sqrt() < 0.02
+
+
+@needs_bitsandbytes
+def test_a_4_bit_model_is_computed_as_bitsandbytes_does(operators):
+    """A target: its numbers to rounding, its weights handed over and back. A draft may round."""
+    model, tokenizer = load_model("resources/micro/target", "int4", device="cpu")
+    ids = torch.tensor([tokenizer("def add(a, b):").input_ids])
+    before = {name: type(weight) for name, weight in model.named_parameters()}
+    theirs = model(ids).logits
+    with graft(model):
+        ours = model(ids).logits
+        assert all(type(weight) is torch.nn.Parameter for weight in model.parameters())
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    assert {name: type(weight) for name, weight in model.named_parameters()} == before
+    assert torch.equal(model(ids).logits, theirs)
+    formats.let_round(model)
+    with graft(model):
+        rounded = model(ids).logits
+    assert 1e-3 < (rounded - theirs).abs().max() < 1
+    assert (rounded.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.8
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_weights_are_kept_in_half_the_bytes_only_where_nothing_is_lost(kind):
     model = make_model(kind, dtype=torch.float32)
@@ -154,13 +239,81 @@ def test_a_model_with_our_kernels_computes_the_same(operators, kind, dtype):
     assert torch.equal(model(tokens).logits, theirs)
 
 
-def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
-    def fails(command, **settings):
-        return subprocess.CompletedProcess(command, 1, "", "lanes.h:1: no such header")
+class Pass(torch.nn.Module):
+    """A pass over a cache of which all sizes are dynamic."""
 
-    monkeypatch.setattr(build.subprocess, "run", fails)
-    with pytest.raises(SpecdecError, match="no such header"):
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, length, buffers) -> torch.Tensor:
+        cache = fixed_view(buffers, length)
+        return self.model(tokens[None], past_key_values=cache, use_cache=True).logits[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("llama", torch.bfloat16),
+        pytest.param("gpt2", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("llama", torch.float32, marks=pytest.mark.slow),
+        pytest.param("gpt2", torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(operators, kind, dtype):
+    """Products, head, norms and attention, at every place in a block, for any slots reserved."""
+    model = make_model(kind, dtype=dtype).eval().requires_grad_(False)
+    formats.lay_out_weights(model, PLENTY)
+    held, most = 30, max(ROWS)
+    tokens = torch.randint(384, (held + most,))
+    with torch.no_grad():
+        cache = GrowingCache()
+        model(tokens[None, :held], past_key_values=cache, use_cache=True)
+
+    def buffers(slots: int) -> list[torch.Tensor]:
+        fixed = FixedCache(cache, slots)
+        fixed.fill(cache)
+        return fixed.first(slots)
+
+    rows, slots = (torch.export.Dim(name, min=0, max=2**20) for name in ("rows", "slots"))
+    example = tokens[:3], torch.tensor(1), buffers(256)
+    sizes = {0: rows}, None, [{0: slots}] * len(example[2])
+    with graft(model):
+        run = compile_ahead(Pass(model), example, sizes, {"kind": kind, "dtype": str(dtype)})
+    seen = buffers(128)
+    alone = []
+    for i in range(held, held + most):
+        alone.append(run(tokens[i : i + 1], torch.tensor(i), seen).clone())
+    alone = torch.cat(alone)
+    with torch.no_grad():
+        right = model(tokens[None]).logits[0, held:]
+    torch.testing.assert_close(alone, right, atol=2 * TOLERANCE[dtype], rtol=0.05)
+    for count in ROWS:
+        for first in {0, (most - count) // 2, most - count}:
+            block = slice(held + first, held + first + count)
+            # As after a prefill of what comes before it: what is behind is written over.
+            ours = run(tokens[block], torch.tensor(held + first), seen)
+            assert torch.equal(ours, alone[first : first + count]), (count, first)
+    more = buffers(512)
+    assert torch.equal(run(tokens[held:], torch.tensor(held), more), alone)
+
+
+def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FLAGS", ["-no-such-flag"])
+    with pytest.raises(SpecdecError, match="could not build the kernels: .*no-such-flag"):
         build.build(tmp_path, "native")
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_the_instruction_set_is_told(operators):
+    assert build.instruction_set() == operators.instruction_set()
+    assert build.instruction_set() in ("avx512", "avx2", "neon", "generic")
+
+
+def test_reading_is_only_reading(operators):
+    words = torch.randint(-(2**60), 2**60, (4096,))
+    assert operators.read(words) == words.sum()
 
 
 CHECK = Path(__file__).with_name("kernels_check.cpp")

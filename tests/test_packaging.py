@@ -26,7 +26,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 LOCK = (PROJECT_ROOT / "requirements/lock.txt").read_text().splitlines()
 PINS = dict(line.split("==") for line in LOCK)
 #: Import names that differ from the name of their package.
-PACKAGES = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+PACKAGES = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "pynvml": "nvidia-ml-py"}
 
 
 def requirements() -> list[Requirement]:
@@ -58,7 +58,8 @@ def test_each_requirement_has_a_tested_version_in_its_range(requirement):
 
 def test_the_lock_serves_pip_and_conda_the_cpu_and_cuda_builds():
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line) for line in LOCK)
-    assert not [name for name in PINS if name.startswith(("nvidia-", "cuda-", "triton"))]
+    assert not [name for name in PINS if name.startswith(("nvidia-cu", "cuda-", "triton"))]
+    assert [name for name in PINS if name.startswith("nvidia-")] == ["nvidia-ml-py"]
 
 
 def test_what_the_package_imports_is_declared():
@@ -72,7 +73,8 @@ def test_what_the_package_imports_is_declared():
 def test_the_extras_are_those_that_the_commands_install():
     assert set(EXTRAS) == {"workflow", "gpu", "ollama", "peers", "smollm2", "test"}
     makefile = (PROJECT_ROOT / "Makefile").read_text()
-    assert "-c requirements/lock.txt -e '.[workflow,gpu,test]'" in makefile
+    assert "LOCK ?= requirements/lock.txt" in makefile
+    assert "-c $(LOCK) -e '.[workflow,gpu,test]'" in makefile
 
 
 def test_the_conda_environment_is_the_same_as_pips():

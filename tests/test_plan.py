@@ -16,6 +16,7 @@ from specdec.models import pair
 from specdec.models.loading import memory_check
 from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
+from specdec.models.wrapper import ModelWrapper
 from specdec.planning import costs, plan
 from specdec.planning.costs import Costs, Estimate, make_request, measure_costs, ratio
 from specdec.planning.measure import (
@@ -72,6 +73,23 @@ class TestMeasures:
         assert time_pass(wrapper, session, 5) > 0
         assert session.length == 8
         assert torch.equal(session.read(torch.tensor([3]), keep=1).logits, before)
+
+    @pytest.mark.parametrize("engine", ["eager", "compiled"])
+    def test_the_context_is_there_without_being_read(
+        self, wrapper, engine, monkeypatch, uncompiled
+    ):
+        read = []
+        forward = ModelWrapper.forward
+
+        def spy(self, ids, *rest, **others):
+            read.append(ids.shape[1])
+            return forward(self, ids, *rest, **others)
+
+        monkeypatch.setattr(ModelWrapper, "forward", spy)
+        session = reader(wrapper, 40, 3, engine)
+        assert session.length == 40 and set(read) == {1}
+        assert session.read(torch.tensor([3, 4]), keep=2).logits.shape == (2, wrapper.vocab_size)
+        assert session.length == 42
 
     def test_the_rest_of_a_round_is_what_its_passes_leave(self, wrapper):
         both = SpeculativeDecoder(wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5)
@@ -262,7 +280,7 @@ class TestPlan:
         monkeypatch.setattr(plan, "slowdown", lambda dtype, device: 30.0)
         half = replace(side(1), dtype="float16")
         page = format_card(make_card(request(half)))
-        assert "float16: a product takes 30 times as long as in float32" in page
+        assert "float16: products take up to 30 times as long as in float32" in page
         assert "as long as" not in format_card(make_card(request()))
 
     def test_what_was_measured_once_has_no_interval_and_stays_json(self):

@@ -1,6 +1,7 @@
 """The tables, made of records of runs whose truth is known."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from specdec.analysis.tables import FILES, load_table, load_tables, make_tables, write_tables
 from specdec.profiling.records import request_of
 from specdec.utils.errors import SpecdecError
+from specdec.utils.paths import PROJECT_ROOT
 from tests.simulated_runs import Truth, simulate_job, simulate_study
 
 NOISY = Truth(noise=0.05, drift=0.3, alpha_spread=0.08)
@@ -167,7 +169,8 @@ def test_percentiles_of_few_rounds_are_left_out(tmp_path):
     assert few.p50_ms > 0 and np.isnan([few.p95_ms, few.p99_ms]).all()
     some = cell_of([simulate_job(tmp_path / "some", NOISY, 4, prompts=4, tokens=48)])
     assert some.p95_ms >= some.p50_ms and np.isnan(some.p99_ms)
-    assert some.p50_ms_low <= some.p50_ms <= some.p50_ms_high
+    many = cell_of([simulate_job(tmp_path / "many", NOISY, 4, prompts=20)])
+    assert many.p50_ms_low <= many.p50_ms <= many.p50_ms_high
 
 
 def test_every_estimate_has_an_interval_around_it(tmp_path):
@@ -475,3 +478,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
     path = edit_records(simulate_job(tmp_path, Truth(), 4), lambda record: record.pop("domain"))
     with pytest.raises(SpecdecError, match=f"{path.name}: a record without 'domain'"):
         make_tables([path])
+
+
+def test_every_column_is_explained(tmp_path):
+    document = (PROJECT_ROOT / "docs" / "tables.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\.csv.*?\n(.*?)(?=^## |\Z)", document, re.M | re.S))
+    tables = make_tables([simulate_job(tmp_path, NOISY, 4)])
+    for name, table in tables._asdict().items():
+        explained = set(re.findall(r"`(\w+)`", sections[name]))
+        assert set(table.columns) <= explained, name

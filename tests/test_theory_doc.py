@@ -13,7 +13,15 @@ import torch
 from specdec.analysis import theory
 from specdec.decoding.rejection import reject
 from tests.theory_document import Document, visible_numbers
-from tests.theory_formulas import break_even, emitted, mean_emitted, residual, speedup, with_third
+from tests.theory_formulas import (
+    break_even,
+    emitted,
+    mean_emitted,
+    residual,
+    speedup,
+    tau_within,
+    with_third,
+)
 
 DOC = Path(__file__).parents[1] / "docs" / "speculative_decoding_theory.md"
 
@@ -132,4 +140,6 @@ def test_the_study_predicts_with_the_document_s_formulas(a, k):
     costs = c, v, h, h0 = 0.1, 1.2, 0.1, 0.02
     predicted = theory.speedup(theory.tokens_per_round(float(a), k), k, *costs)
     assert predicted == pytest.approx(float(speedup(Fraction(a), k, *costs)), rel=1e-12)
+    within = theory.tokens_per_round_within(float(a), k, [47])
+    assert within == pytest.approx(tau_within(Fraction(a), k, 47), rel=1e-12)
     assert theory.break_even_alpha(k, c, v, h) == pytest.approx(break_even(k, c, v, h), abs=1e-9)

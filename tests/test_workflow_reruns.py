@@ -147,6 +147,20 @@ def test_a_run_holds_one_line_for_each_generation(finished):
     ]
 
 
+def test_make_study_says_a_line_for_each_job_and_nothing_else(finished):
+    (finished.folder / "figures/latency_cdf.png").unlink()
+    run = finished.script("run_study.py", "--configfile", "study.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.splitlines() == [
+        "[1/1] plot_latency_cdf · " + run.stdout.split(" · ")[1].strip()
+    ]
+    assert (finished.folder / "figures/latency_cdf.png").exists()
+    assert "rule plot_latency_cdf" in (finished.folder / "results/logs/study.log").read_text()
+    again = finished.script("run_study.py", "--configfile", "study.yaml")
+    assert again.stdout == "Nothing to be done: every result is there, and up to date\n"
+    assert finished.jobs() == {}
+
+
 def test_the_results_can_be_shown(finished):
     shown = finished.script("show_results.py")
     assert shown.returncode == 0, shown.stderr

@@ -13,6 +13,15 @@ def tau(a, k):
     return (1 - a ** (k + 1)) / (1 - a) if a != 1 else k + 1
 
 
+def tau_within(a, k, n):
+    a = float(a)
+    rounds = [0]
+    for left in range(1, int(n) + 1):
+        chances = [a**j * (1 - a) for j in range(int(k))] + [a**k]
+        rounds.append(1 + sum(p * rounds[max(0, left - j - 1)] for j, p in enumerate(chances)))
+    return n / rounds[-1]
+
+
 def speedup(a, k, c, v=1, h=0, h0=0):
     return tau(a, k) * (1 + h0) / (k * c + v + h)
 

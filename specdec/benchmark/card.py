@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from specdec.decoding.narrow import SHORT_WEIGHT
+from specdec.kernels.formats import SHORT_WEIGHT
 from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.timer import CUDATimer
 
@@ -135,6 +135,7 @@ def format_card(card: dict[str, Any]) -> str:
         f"acceptance  {card['acceptance']}",
         f"device      {environment['device']}, {environment['threads']} thread(s), "
         f"TF32 {'on' if environment['tf32'] else 'off'}",
+        *([f"vectors     {card['instruction_set']}"] if card["instruction_set"] else []),
         f"software    torch {environment['torch']}, transformers {environment['transformers']}",
         f"engine      asked {card['engine']['asked']}, got {_engines(card['engine']['got'])}",
         f"copy        {bandwidth['bytes_per_s'] / 1e9:.1f} GB/s, read and write counted, "

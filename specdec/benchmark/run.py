@@ -23,6 +23,7 @@ from specdec.benchmark.prompts import builtin_prompts, random_prompts
 from specdec.benchmark.rows import against, instrumentation, make_rows
 from specdec.benchmark.settings import PEERS, Settings
 from specdec.decoding.loaded_pair import LoadedPair
+from specdec.kernels.build import instruction_set
 from specdec.models.registry import get_pair, needs_synthetic_acceptance
 from specdec.profiling.power import PowerSampler
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
@@ -176,6 +177,7 @@ def _card(
         "pair": entry.name,
         "acceptance": settings.acceptance,
         "environment": capture_environment(pair.target.device),
+        "instruction_set": instruction_set() if pair.target.device.type == "cpu" else None,
         "gpu": gpu,
         "engine": {"asked": settings.engine, "got": got},
         "copy_bandwidth": copied,

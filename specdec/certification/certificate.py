@@ -60,7 +60,7 @@ def examine(
             "pair_entry": asdict(pair.entry),
             "prompts": described,
             # What the checkpoint asks for and this engine doesn't do: it isn't part of the target.
-            "ignored_settings": list(getattr(pair.target, "ignored_settings", [])),
+            "ignored_settings": pair.target.ignored_settings,
             "engine_requested": engine,
             **_path_taken(decoder_of(SAMPLED_DRAFT_TOKENS), contexts[0]),
             "code_digest": code_digest(__name__),

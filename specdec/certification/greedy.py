@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
-
 from specdec.data.dataset import Prompt
 from specdec.decoding.loaded_pair import LoadedPair
-from specdec.models.wrapper import ModelWrapper, Session
+from specdec.decoding.near_ties import is_near_tie, replay
 from specdec.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -64,9 +62,9 @@ def check_greedy(
         encoded = pair.encode(prompt.text)
         ids = encoded.prompt_ids
         alone = baseline.generate(ids, NEW_TOKENS).generated_ids
-        one_row = _replay(target, ids, alone, rows=1)
+        one_row = replay(target, ids, alone, rows=1)
         for k, decoder in decoders.items():
-            block = _replay(target, ids, alone, rows=k + 1)
+            block = replay(target, ids, alone, rows=k + 1)
             moved[k] = max(moved[k], float((block - one_row).abs().max()))
             result = decoder.generate(max_new_tokens=NEW_TOKENS, **encoded._asdict())
             engines[k].add(result.engine)
@@ -93,16 +91,6 @@ def check_greedy(
     }
 
 
-def _replay(target: ModelWrapper, prompt: list[int], ids: list[int], rows: int) -> torch.Tensor:
-    """Logits `[len(ids), V]`, float64, before each id, reading the ids `rows` at a time."""
-    session = Session(target)
-    logits = [session.read(torch.tensor(prompt), keep=1).logits]
-    for start in range(0, len(ids) - 1, rows):
-        block = torch.tensor(ids[start : min(start + rows, len(ids) - 1)])
-        logits.append(session.read(block, keep=len(block)).logits)
-    return torch.cat(logits).double()
-
-
 def _part(prompt_id, k, alone, together, one_row, target) -> Parting:
     """The first place where two outputs differ, one of which may have ended there."""
     shared = min(len(alone), len(together))
@@ -118,5 +106,5 @@ def _part(prompt_id, k, alone, together, one_row, target) -> Parting:
 
 
 def _judge(parting: Parting, moved: float) -> str:
-    """A near tie, if rounding can bridge the gap: each of two logits moves by `moved` at most."""
-    return NEAR_TIE if parting.gap is not None and parting.gap <= 2 * moved else DEFECT
+    told = parting.gap is not None and is_near_tie(parting.gap, moved)
+    return NEAR_TIE if told else DEFECT

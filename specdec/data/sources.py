@@ -147,8 +147,8 @@ def _file_texts(source: Source) -> SourceTexts:
         content = path.read_bytes()
     except OSError as error:
         raise SpecdecError(
-            f"sources.{source.domain}: {path} can't be read ({error.strerror}): check the path, "
-            "which is relative to the folder that the study runs in"
+            f"sources.{source.domain}: {path} can't be read ({error.strerror}): check the path"
+            f"{'' if path.is_absolute() else f', which was looked for in {Path.cwd()}'}"
         ) from error
     texts = [
         render(record, source.field, source.template, f"{path}, {place}")

@@ -72,7 +72,7 @@ def compile_ahead(
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
     name = type(module).__name__
-    if _kept_only.get() and not path.exists():
+    if _kept_only.get() and not all(is_whole(part) for part in _parts(path)):
         raise NotKept(name)
     load_operators(cache_folder())
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
@@ -103,6 +103,7 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
             inductor_configs={
                 "aot_inductor.package_constants_in_so": False,
                 "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
+                **({} if instructions() == "native" else {"cpp.march": instructions()}),
             },
         )
     # Constants that tracing found and that are nobody's weights.

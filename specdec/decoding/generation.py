@@ -169,6 +169,14 @@ class Generation:
     def done(self) -> bool:
         return self.finish_reason is not None
 
+    def counted(self, tokens: list[int]) -> list[int]:
+        """What of tokens that follow is text: up to the first end token and the budget."""
+        tokens = tokens[: self.remaining]
+        for i, token in enumerate(tokens):
+            if token in self.end_ids:
+                return tokens[: i + 1]
+        return tokens
+
     def hand_over(self, tokens: list[int]) -> int:
         """Emit tokens, up to the first end token and the budget; how many that are.
 
@@ -176,15 +184,12 @@ class Generation:
         reach a reader. The caller has read the tokens from the device, so the clock is right.
         """
         elapsed = perf_counter() - self._mark
-        tokens = tokens[: self.remaining]
-        for i, token in enumerate(tokens):
-            if token in self.end_ids:
-                tokens = tokens[: i + 1]
-                self.finish_reason = "stop"
-                break
+        tokens = self.counted(tokens)
         self.ids += tokens
         self.latencies += [elapsed] + [0.0] * (len(tokens) - 1)
-        if not self.done and not self.remaining:
+        if tokens[-1] in self.end_ids:
+            self.finish_reason = "stop"
+        elif not self.remaining:
             self.finish_reason = "length"
         if self._on_tokens is not None:
             self._on_tokens(tokens)

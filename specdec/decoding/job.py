@@ -20,7 +20,9 @@ from specdec.data.dataset import Prompt
 from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
+from specdec.decoding.near_ties import greedy_near_ties
 from specdec.decoding.sampling import Warp
+from specdec.kernels.build import instruction_set
 from specdec.models.loader import resolve_device
 from specdec.models.registry import ModelPair
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
@@ -113,8 +115,10 @@ def run_job(
     if missing:
         pair.load(with_draft=job.K > 0)
         decoders = {k: _decoder(job, pair, k) for k in job.arms}
-        environment = capture_environment(pair.target.device)
         _warm_up(job, pair, decoders, missing)
+        environment = capture_environment(pair.target.device)
+        if device_type == "cpu":
+            environment["instruction_set"] = instruction_set()  # of the kernels, now loaded
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
@@ -134,6 +138,7 @@ def run_job(
                 )
                 for order, k in enumerate(arms)
             }
+            _note_near_ties(pair, prompt, *(new[prompt.prompt_id, k] for k in job.arms))
             append_records(progress, new.values())
             records |= new
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
@@ -181,6 +186,19 @@ def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> Gener
     )
 
 
+def _note_near_ties(pair: LoadedPair, prompt: Prompt, *arms: dict) -> None:
+    """Note in a greedy record where it leaves the baseline's output by a near tie alone."""
+    if len(arms) < 2 or arms[1]["verified_by"] != "greedy":
+        return
+    alone, together = arms
+    ids = alone["generated_ids"], together["generated_ids"]
+    if ids[0] != ids[1]:
+        prompt_ids = pair.encode(prompt.text).prompt_ids
+        together["near_ties"] = greedy_near_ties(
+            pair.target, prompt_ids, *ids, rows=together["K"] + 1
+        )
+
+
 def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:
     gc.collect()  # now rather than in the middle of a timed generation
     if torch.cuda.is_available():
@@ -203,4 +221,5 @@ def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> 
         text=pair.decode(result.generated_ids),
         code_digest=digest,
         environment=environment,
+        ignored_settings=pair.target.ignored_settings,
     )

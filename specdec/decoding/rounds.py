@@ -47,10 +47,11 @@ class HostRounds:
         # The one wait of a round: what was kept, what follows, what was proposed.
         decided = torch.cat([torch.stack([kept, token, proposed, broken]), tokens]).tolist()
         kept, token, proposed, broken, *tokens = decided
-        check_finite(broken > kept)
+        emitted = [*tokens[:kept], token]
+        check_finite(broken >= len(run.counted(emitted)))  # of the rows that decide a token
         self._target.roll_back(run.length + kept)
         self._drafting.settle(kept, token, read)
-        return Round(kept, [*tokens[:kept], token], proposed, steps)
+        return Round(kept, emitted, proposed, steps)
 
     def _step(self) -> Round:
         """Where nothing is proposed: one token of the target's."""

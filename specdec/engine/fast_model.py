@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
 from threading import RLock
 
 import torch
@@ -111,9 +112,10 @@ class FastModel:
         config = wrapper.model.config.to_dict()
         config.pop("_name_or_path", None)  # where the model lies changes no code
         identity = {"model": config, "vocabulary": wrapper.vocab_size}
-        with (narrow_operators if self._on_cpu else gpu_operators)(wrapper.model):
-            module = ModelPass(wrapper.model, wrapper.vocab_size)
-            return self._compile(module, arguments, sizes, identity, tries=(1, ROWS))
+        module = ModelPass(wrapper.model, wrapper.vocab_size)
+        operators = narrow_operators if self._on_cpu else gpu_operators
+        layers = partial(operators, wrapper.model)
+        return self._compile(module, arguments, sizes, identity, tries=(1, ROWS), layers=layers)
 
     def _compile_decision(self, sampling: Sampling) -> Callable:
         def arguments(k: int) -> tuple:
@@ -140,14 +142,23 @@ class FastModel:
         identity = {"sampling": _name(sampling), "target": target_size}
         return self._compile(module, arguments, sizes, identity, tries=(1, 2))
 
-    def _compile(self, module, arguments, sizes: tuple, identity: dict, tries: tuple) -> Callable:
-        """A module compiled for `arguments(n)` of any n, and tried with a few.
+    def _compile(
+        self,
+        module: torch.nn.Module,
+        arguments: Callable[[int], tuple],
+        sizes: tuple,
+        identity: dict,
+        tries: tuple[int, ...],
+        layers: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> Callable:
+        """A module compiled for `arguments(n)` of any n, with other `layers`, and tried with a few.
 
         Raises:
             Exception: what the compiler says, or SpecdecError where its outcome is another.
         """
         if self._on_cpu:
-            compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
+            with layers():
+                compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
@@ -159,7 +170,9 @@ class FastModel:
             expected = module(*given)
             # A model's own likeliest token may be a tie; a decision about given logits is none.
             exact = not isinstance(module, ModelPass)
-            if not _alike(compiled(*given), expected, exact):
+            with layers():  # a GPU's compiler traces only now
+                got = compiled(*given)
+            if not _alike(got, expected, exact):
                 raise SpecdecError(f"the compiled {type(module).__name__} gives other numbers")
         return compiled
 

@@ -119,12 +119,12 @@ class Decision(torch.nn.Module):
             position,
             places[:-1] < proposed,
         )
-        finite = first_where(~finite_rows(logits)) > kept
         emitted = torch.where(places < kept, torch.cat([tokens, token.view(1)]), token)
         counted = torch.minimum(kept + 1, remaining)
         ends = (emitted[:, None] == limits[1:]).any(-1) & (places < counted)
         # An end token is the last one: none before it among those that count.
         counted = torch.minimum(counted, first_where(ends) + 1)
+        finite = first_where(~finite_rows(logits)) >= counted  # of the rows that decide a token
         counted = counted * (1 - state[ENDED])
         window = torch.cat([state[TAIL], emitted])  # [K+3]
         tail = window.index_select(0, counted + torch.arange(2, device=block.device))
@@ -167,7 +167,7 @@ class Round:
         block, q = state[1:2], on.temperature
         if k:
             with phase("draft"):
-                block, q = self._propose(k, state, on)
+                block, q = self._propose(k, block, state, on)
         with phase("verify"):
             logits, _ = self.verify(block, state[TARGET_LENGTH], on.target)
         if not k and self.choose is not None:
@@ -175,10 +175,11 @@ class Round:
         with phase("sample"):
             return self.decide(logits, block, q, state, on.limits, on.noise, on.temperature)
 
-    def _propose(self, k, state, on) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block `[K+1]` and q `[K, V]` of `k` passes of the draft."""
+    def _propose(self, k, last, state, on) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block `[K+1]` behind the `last` decided token `[1]`, and q `[K, V]`, of `k` passes of
+        the draft."""
         unread, length, q = state[TAIL], state[DRAFT_LENGTH], on.temperature
-        block, rows = [state[1:2]], []
+        block, rows = [last], []
         for i in range(k):
             logits, token = self.draft(unread, length, on.draft)
             if self.choose is not None:

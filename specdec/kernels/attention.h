@@ -4,7 +4,6 @@
 #pragma once
 
 #include <limits>
-#include <vector>
 
 #include "products.h"
 
@@ -49,13 +48,6 @@ inline void softmax(float* row, const bool* seen, int64_t count, float scale) {
   for (int64_t i = 0; i < count; i += LANES) store(row + i, load(row + i) * inverse);
 }
 
-// Keys [slots, dim] and values [slots, v_dim] of one head, and the steps from one slot to the next.
-template <class T>
-struct Head {
-  const T *k, *v;
-  int64_t slots, dim, v_dim, k_step, v_step;
-};
-
 // y[m] = weights[m] · v for M rows and C vectors of columns from `first` on, or fewer columns than a vector.
 template <int M, int C, class T>
 void mix(const float* weights, int64_t step, const Head<T>& h, int64_t first, float* y, int64_t y_step) {
@@ -91,7 +83,6 @@ void mix_all(const float* weights, int64_t step, const Head<T>& h, const Rows& a
   if constexpr (M > 1) mix_all<M / 2>(weights, step, h, a, m);
 }
 
-// What queries `a` get of a head; `seen[m]` says for each slot whether query m sees it.
 template <class T>
 void attend(const Rows& a, const Head<T>& h, const bool* const* seen, float scale) {
   const int64_t step = whole_lanes(h.slots);

@@ -2,7 +2,8 @@
 
 `torch.ops.specdec.linear`, `nf4_linear`, `int8_linear` and `attention`: see operators.cpp for what
 they take. `$SPECDEC_MARCH` names another level of instructions than this processor's own (as
-`-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512).
+`-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512); for torch's own code set its
+`ATEN_CPU_CAPABILITY` (`avx2`) beside it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils import cpp_extension
 
 from specdec.utils.errors import SpecdecError
@@ -24,7 +26,7 @@ from specdec.utils.reproducibility import processor_name
 from specdec.utils.sealed import is_whole, seal
 
 FOLDER = Path(__file__).parent
-OPERATORS = FOLDER / "operators.cpp"
+SOURCES = [FOLDER / "operators.cpp", FOLDER / "kernels.cpp"]
 LIBRARY = "specdec"  # torch.ops.specdec
 FLAGS = ["-O2", "-std=c++20", "-ffp-contract=off"]  # what is fused is written (lanes.h)
 
@@ -67,25 +69,42 @@ def load_operators(folder: Path) -> None:
 
 def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     """The operators `torch.ops.<library>` built for a level of instructions, as a file."""
+    # Late: it brings the whole compiler along, a quarter of a job's imports.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
     compiler = get_cpp_compiler()
-    command = [compiler, *FLAGS, f"-march={march}", "-shared", "-fPIC", "-w"]
-    command += [f"-DLIBRARY={library}", str(OPERATORS)]
-    command += [f"-I{place}" for place in cpp_extension.include_paths()]
-    command += [f"-L{place}" for place in cpp_extension.library_paths()]
-    command += ["-lc10", "-ltorch_cpu"]
-    name = _digest(source_digest(), torch.__version__, processor_name(), *command)
+    compiling = [compiler, *FLAGS, f"-march={march}", f"-DLIBRARY={library}", "-fPIC", "-w", "-c"]
+    compiling += [f"-I{place}" for place in cpp_extension.include_paths()]
+    linking = [compiler, "-shared", *(f"-L{place}" for place in cpp_extension.library_paths())]
+    linking += ["-lc10", "-ltorch_cpu"]
+    name = _digest(source_digest(), torch.__version__, processor_name(), *compiling, *linking)
     path = folder / f"kernels-{name}.so"
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the kernels")):
         if not is_whole(path):
             log.info("building the kernels for %s …", march)
-            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-            done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-            if done.returncode != 0:
-                said = done.stderr.strip()[:200]
-                raise SpecdecError(f"{compiler} could not build {OPERATORS.name}: {said}")
-            unfinished.replace(path)
+            with TemporaryDirectory(dir=folder) as place:
+                objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
+                _run_all(
+                    [*compiling, str(source), "-o", made]
+                    for source, made in zip(SOURCES, objects, strict=True)
+                )
+                unfinished = Path(place) / path.name
+                _run_all([[*linking[:2], *objects, *linking[2:], "-o", str(unfinished)]])
+                unfinished.replace(path)
             seal(path)
     return path
+
+
+def _run_all(commands: Iterable[list[str]]) -> None:
+    """Run commands of a compiler at the same time; the first that fails is an error."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = [subprocess.Popen(command, **pipes) for command in commands]
+    said = [process.communicate()[0] for process in running]
+    for process, text in zip(running, said, strict=True):
+        if process.returncode != 0:
+            raise SpecdecError(
+                f"{process.args[0]} could not build the kernels: {text.strip()[:200]}"
+            )
 
 
 def load_library(path: Path, library: str) -> None:

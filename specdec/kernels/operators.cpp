@@ -1,10 +1,10 @@
 // The kernels as operators of torch: `torch.ops.<LIBRARY>.linear` and the others, for tensors on a CPU.
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "attention.h"
-#include "nf4.h"
+#include "kernels.h"
 
 namespace {
 
@@ -33,15 +33,24 @@ std::vector<float> widened(const std::optional<at::Tensor>& tensor) {
   return wide;
 }
 
-// Rows [rows, in] of any type in float32, padded with zeros to whole lanes.
+// Rows [rows, in] of any type in float32, padded with zeros to whole lanes: as they lie, or a copy.
 struct WideRows {
-  explicit WideRows(const at::Tensor& x) : rows(x.size(0)), in(x.size(1)), step(whole_lanes(in)), data(rows * step) {
-    typed(x, [&](const auto* from) {
-      for (int64_t m = 0; m < rows; m++) convert(from + m * x.stride(0), data.data() + m * step, in);
+  explicit WideRows(const at::Tensor& x) : rows(x.size(0)), in(x.size(1)), step(whole_lanes(in)), given(x.contiguous()) {
+    if (x.scalar_type() == at::kFloat && in == step) {
+      data = given.const_data_ptr<float>();
+      return;
+    }
+    copy.resize(rows * step);
+    typed(given, [&](const auto* from) {
+      for (int64_t m = 0; m < rows; m++) convert(from + m * in, copy.data() + m * step, in);
     });
+    data = copy.data();
   }
+  Rows giving(float* y, int64_t out) const { return Rows{data, rows, in, step, y, out}; }
   int64_t rows, in, step;
-  std::vector<float> data;
+  at::Tensor given;
+  const float* data;
+  std::vector<float> copy;
 };
 
 // A linear layer: `product(rows, begin, end)` gives outputs begin .. end in float32; the bias is added, the sum
@@ -51,15 +60,21 @@ at::Tensor layer(const at::Tensor& x, const WideRows& wide, int64_t out, const s
                  const Product& product) {
   at::Tensor y = at::empty({wide.rows, out}, x.options());
   const std::vector<float> b = widened(bias);
-  std::vector<float> sums(wide.rows * out);
+  static thread_local std::vector<float> scratch;  // of the calling thread; the others write into it too
+  float* sums = static_cast<float*>(y.data_ptr());
+  if (x.scalar_type() != at::kFloat) {
+    scratch.resize(wide.rows * out);
+    sums = scratch.data();
+  }
   at::parallel_for(0, out, 64, [&](int64_t begin, int64_t end) {
-    product(Rows{wide.data.data(), wide.rows, wide.in, wide.step, sums.data(), out}, begin, end);
+    product(wide.giving(sums, out), begin, end);
+    for (int64_t m = 0; m < wide.rows; m++) {
+      float* row = sums + m * out;
+      for (int64_t n = begin; n < end && bias; n++) row[n] += b[n];
+    }
+    if (x.scalar_type() == at::kFloat) return;
     typed(y, [&](auto* to) {
-      for (int64_t m = 0; m < wide.rows; m++) {
-        float* row = sums.data() + m * out;
-        for (int64_t n = begin; n < end && bias; n++) row[n] += b[n];
-        convert(row + begin, to + m * out + begin, end - begin);
-      }
+      for (int64_t m = 0; m < wide.rows; m++) convert(sums + m * out + begin, to + m * out + begin, end - begin);
     });
   });
   return y;
@@ -67,7 +82,7 @@ at::Tensor layer(const at::Tensor& x, const WideRows& wide, int64_t out, const s
 
 // x [rows, in], weight [out, in], bias [out], each in float32, bfloat16 or float16; gives [rows, out] as x.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && weight.is_contiguous() && weight.size(1) == x.size(1),
+  TORCH_CHECK(x.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1),
               "specdec::linear: not its shapes");
   const int64_t out = weight.size(0), in = weight.size(1);
   return layer(x, WideRows(x), out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
@@ -79,7 +94,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
 at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scales, const at::Tensor& levels,
                       const at::Tensor& scale_levels, const at::Tensor& scale_scales, const at::Tensor& offset,
                       int64_t out, const std::optional<at::Tensor>& bias, bool rounded) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && packed.numel() == (x.size(1) * out + 1) / 2 &&
+  TORCH_CHECK(x.dim() == 2 && packed.numel() == (x.size(1) * out + 1) / 2 &&
                   scales.numel() == (x.size(1) * out + BLOCK - 1) / BLOCK,
               "specdec::nf4_linear: not its shapes");
   const Nf4 w{packed.const_data_ptr<uint8_t>(),       scales.const_data_ptr<uint8_t>(),
@@ -88,8 +103,7 @@ at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::T
               x.size(1)};
   const WideRows wide(x);
   if (rounded && wide.in % BLOCK == 0 && wide.rows <= MOST_ROWS) {
-    Rounded eight;
-    round_rows<true>(Rows{wide.data.data(), wide.rows, wide.in, wide.step, nullptr, 0}, eight);
+    const Rounded eight = round_rows(wide.giving(nullptr, 0), true);
     return layer(x, wide, out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
       nf4_rounded_product(rows, eight, w, begin, end);
     });
@@ -101,12 +115,11 @@ at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::T
 // The same with weights [out, in] in 8 bits and a scale for each output; rows are rounded to 8 bits too.
 at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
                        const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && weight.is_contiguous() && weight.size(1) == x.size(1) &&
+  TORCH_CHECK(x.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1) &&
                   x.size(1) % BLOCK == 0,
               "specdec::int8_linear: not its shapes");
   const WideRows wide(x);
-  Rounded eight;
-  round_rows<false>(Rows{wide.data.data(), wide.rows, wide.in, wide.step, nullptr, 0}, eight);
+  const Rounded eight = round_rows(wide.giving(nullptr, 0), false);
   return layer(x, wide, weight.size(0), bias, [&](const Rows& rows, int64_t begin, int64_t end) {
     int8_product(rows, eight, weight.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), begin, end);
   });
@@ -167,7 +180,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 // The sum of a tensor's bytes as whole numbers of 64 bits: nothing but reading, which is what a pass over one
 // row comes down to.
-int64_t read(const at::Tensor& bytes) {
+int64_t read_all(const at::Tensor& bytes) {
   typedef int64_t Words __attribute__((vector_size(64), aligned(8), may_alias));
   const char* from = static_cast<const char*>(bytes.const_data_ptr());
   const int64_t blocks = bytes.nbytes() / (4 * sizeof(Words));
@@ -202,5 +215,5 @@ TORCH_LIBRARY_IMPL(LIBRARY, CPU, library) {
   library.impl("nf4_linear", nf4_linear);
   library.impl("int8_linear", int8_linear);
   library.impl("attention", attention);
-  library.impl("read", read);
+  library.impl("read", read_all);
 }

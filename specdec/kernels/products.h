@@ -4,13 +4,9 @@
 // result depends neither on how many rows there are nor on its place.
 #pragma once
 
-#include <vector>
-
-#include "lanes.h"
+#include "kernels.h"
 
 namespace kernels {
-
-constexpr int MOST_ROWS = REGISTERS == 16 ? 6 : 8;  // that share a load of weights
 
 // How many outputs share the loads of M rows: as many totals as there are registers for, beside the operands.
 constexpr int outputs_at_once(int m) {
@@ -79,15 +75,6 @@ void tile(const float* x, int64_t x_step, const W* w, int64_t w_step, int64_t in
   }
 }
 
-// Rows [rows, in] in float32, `x_step` from one to the next, padded with zeros to whole lanes; and where their
-// products go, [rows, outputs].
-struct Rows {
-  const float* x;
-  int64_t rows, in, x_step;
-  float* y;
-  int64_t y_step;
-};
-
 // Outputs begin .. end of M rows.
 template <int M, class W>
 void product_of_few(const Rows& a, const W* w, int64_t w_step, int64_t begin, int64_t end) {
@@ -113,7 +100,7 @@ void product_of_panel(const Rows& a, const float* panel, int64_t step, int64_t n
   for (; m + M <= a.rows; m += M) {
     tile<M, R, false>(a.x + m * a.x_step, a.x_step, panel, step, a.in, a.y + m * a.y_step + n, a.y_step);
   }
-  if constexpr (M > 1) product_of_panel<M / 2, R>(a, panel, step, n, m);
+  if constexpr (M > 1) product_of_panel<M - 1, R>(a, panel, step, n, m);
 }
 
 // Outputs begin .. end of any number of rows, by panels. `widen(n, panel)` writes the weights of output n.
@@ -136,10 +123,22 @@ void product_by_panels(const Rows& a, int64_t begin, int64_t end, const Widen& w
   }
 }
 
+constexpr int64_t CHUNK = 32;  // outputs whose weights stay near until the second half of the rows has used them
+
 // Outputs begin .. end of any number of rows with weights `w_step` from one output to the next.
 template <class W>
 void product(const Rows& a, const W* w, int64_t w_step, int64_t begin, int64_t end) {
   if (a.rows <= MOST_ROWS) return dispatch_rows<MOST_ROWS>(a, w, w_step, begin, end);
+  if (a.rows <= 2 * MOST_ROWS) {
+    const int64_t half = (a.rows + 1) / 2;
+    const Rows first{a.x, half, a.in, a.x_step, a.y, a.y_step};
+    const Rows second{a.x + half * a.x_step, a.rows - half, a.in, a.x_step, a.y + half * a.y_step, a.y_step};
+    for (int64_t n = begin; n < end; n += CHUNK) {
+      dispatch_rows<MOST_ROWS>(first, w, w_step, n, std::min(n + CHUNK, end));
+      dispatch_rows<MOST_ROWS>(second, w, w_step, n, std::min(n + CHUNK, end));
+    }
+    return;
+  }
   product_by_panels(a, begin, end, [&](int64_t n, float* panel) { convert(w + n * w_step, panel, a.in); });
 }
 

@@ -27,7 +27,9 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
     says so), a context that is shorter than the text.
     """
     if getattr(model, "_is_stateful", False):
-        raise _refusal(name, model, "it keeps a recurrent state, which can't be rolled back")
+        raise _refusal(
+            name, model, "it keeps a state beside keys and values, which can't be rolled back"
+        )
     config = model.config.get_text_config()
     if (getattr(config, "max_position_embeddings", None) or TOKENS) < TOKENS:
         return

@@ -11,8 +11,12 @@ import torch
 
 from specdec.models.architecture import check_architecture
 from specdec.models.cache import GrowingCache
+from specdec.models.ignored_settings import ignored_settings
 from specdec.models.token_bytes import number_of_ids
 from specdec.utils.errors import SpecdecError
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 
 class ModelWrapper:
@@ -20,6 +24,9 @@ class ModelWrapper:
 
     `model` is any causal LM of transformers whose cache holds keys and values, `tokenizer` its
     tokenizer (or None, where only token ids are used), `device` where its inputs must lie.
+
+    `ignored_settings` lists what the checkpoint's generation configuration asks for beyond a
+    request's settings: decoding here doesn't do that.
 
     Raises:
         SpecdecError: for a model that can't be read with such a cache and rolled back, exactly.
@@ -30,6 +37,13 @@ class ModelWrapper:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         check_architecture(self.model, self.name, self.device)
+        self.ignored_settings = ignored_settings(self.model.generation_config)
+        if self.ignored_settings:
+            log.info(
+                "%s: its generation config asks for more than decoding here does: %s",
+                self.name,
+                ", ".join(self.ignored_settings),
+            )
         self.fast = None  # its fast form, which specdec.engine makes
         # Some models written outside transformers cannot be asked for the last logits only.
         self._limits_logits = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import yaml
 
 from specdec.planning.work import Work
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
+from specdec.utils.yaml_reader import read_yaml
 
 CARDS_PATH = PROJECT_ROOT / "config/cards.yaml"
 PROPOSAL_OPERATIONS = 4  # of the host between two draft steps: choose, write, cut, view
@@ -55,7 +55,7 @@ def published_card(name: str, engine: str) -> Card:
     Raises:
         SpecdecError: where there is none of that name.
     """
-    cards = yaml.safe_load(CARDS_PATH.read_text(encoding="utf-8"))
+    cards = read_yaml(CARDS_PATH)
     if name not in cards:
         close = difflib.get_close_matches(name, cards, n=1)
         guess = f"; did you mean '{close[0]}'?" if close else ""

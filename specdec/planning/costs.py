@@ -140,14 +140,12 @@ def _measure_together(request: Request) -> Costs:
     draft, target = (_load(side, request) for side in (request.draft, request.target))
     overhead_of = NOT_MEASURED
     try:
-        begin = perf_counter()
         passes = _passes("draft", draft, [1], request) | _target_passes(target, request)
-        reading = perf_counter() - begin
         clock.measure(passes, 1 / 2, FEWEST_PASSES, times)
         if draft.vocab_size != target.vocab_size:
             rests, fewest = _rule_rests(target, request), FEWEST_PASSES
             overhead_of = "the acceptance rule alone (two vocabulary sizes)"
-        elif _rounds_would_take(times, request, reading) > clock.remaining:
+        elif _rounds_would_take(times, request) > clock.remaining:
             rests, fewest = _rule_rests(target, request), FEWEST_PASSES
             overhead_of = "the acceptance rule alone (--budget leaves no time for whole rounds)"
         else:
@@ -214,9 +212,15 @@ class Clock:
         interleave(measures, seconds, at_least, self._deadline, show, times)
 
 
-def _rounds_would_take(times: dict, request: Request, reading: float) -> float:
-    """Seconds, about: each sample of a round reads the context anew, with both models."""
+def _rounds_would_take(times: dict, request: Request) -> float:
+    """Seconds, about: each sample of a round reads the context anew, with both models.
+
+    A context is taken to be read as fast as the longest pass that was timed.
+    """
     draft, step = (float(np.median(times[name])) for name in ("draft 1", "target 1"))
+    most = max(request.draft_tokens) + 1
+    block = float(np.median(times[f"target {most}"])) * request.context / most
+    reading = block * (1 + draft / step)
     samples = FEWEST_ROUNDS + 1  # the first is a warm-up
     one = [
         ROUNDS * (k * draft + float(np.median(times[f"target {k + 1}"])))
@@ -236,7 +240,6 @@ def _load(side: ModelSide, request: Request) -> ModelWrapper:
 
 def _passes(name: str, wrapper: ModelWrapper, counts: list[int], request: Request) -> dict:
     """Measures `name 1`, `name 5`, … of passes over as many tokens."""
-    log.info("%s: reading %d tokens of context …", name, request.context)
     session = reader(wrapper, request.context, max(counts), request.engine)
     return {f"{name} {n}": lambda n=n: time_pass(wrapper, session, n) for n in counts}
 

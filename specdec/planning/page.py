@@ -31,8 +31,8 @@ def format_card(card: dict[str, Any]) -> str:
             f"  memory              {card['needed_gb']:.2f} GB for both, a tenth on top of the "
             f"weights; {card['free_gb']:.1f} GB free: {fit}",
             *(
-                f"  slow here           {dtype}: a product takes {times:.0f} times as long as in "
-                "float32; --dtype-override float32 is quicker to plan with"
+                f"  slow here           {dtype}: products take up to {times:.0f} times as long as "
+                "in float32; --dtype-override float32 is quicker to plan with"
                 for dtype, times in card["slow_dtypes"].items()
             ),
         ]

@@ -37,13 +37,15 @@ def make_record(
     text: str,
     code_digest: str,
     environment: dict[str, Any],
+    ignored_settings: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The record of one generation.
 
     `job_K` is the K of the job that measured it: a paired job of K = 4 gives two records per
     prompt, K = 0 and K = 4, both with `job_K` 4. `order_index` is 0 for the one of the two that ran
     first. `prompt_tokens` counts the prompt's tokens, `text` is the generated text, `environment`
-    is `specdec.utils.reproducibility.capture_environment`'s dictionary.
+    is `specdec.utils.reproducibility.capture_environment`'s dictionary, `ignored_settings` that of
+    the target's wrapper.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -57,6 +59,7 @@ def make_record(
         "text": text,
         "code_digest": code_digest,
         "environment": environment,
+        "ignored_settings": list(ignored_settings),
     }
 
 

@@ -1,0 +1,66 @@
+// What the kernels offer: rows times weights in several forms, and attention over a cache. They are built apart
+// from the operators of torch (kernels.cpp), which takes half the time.
+#pragma once
+
+#include <vector>
+
+#include "lanes.h"
+
+namespace kernels {
+
+constexpr int MOST_ROWS = REGISTERS == 16 ? 6 : 8;  // that share a load of weights
+
+// Rows [rows, in] in float32, `x_step` from one to the next, padded with zeros to whole lanes; and where their
+// products go, [rows, outputs].
+struct Rows {
+  const float* x;
+  int64_t rows, in, x_step;
+  float* y;
+  int64_t y_step;
+};
+
+// Outputs begin .. end of any number of rows with weights `w_step` from one output to the next.
+template <class W>
+void product(const Rows& a, const W* w, int64_t w_step, int64_t begin, int64_t end);
+
+// Keys [slots, dim] and values [slots, v_dim] of one head, and the steps from one slot to the next.
+template <class T>
+struct Head {
+  const T *k, *v;
+  int64_t slots, dim, v_dim, k_step, v_step;
+};
+
+// What queries `a` get of a head; `seen[m]` says for each slot whether query m sees it.
+template <class T>
+void attend(const Rows& a, const Head<T>& h, const bool* const* seen, float scale);
+
+// Weights in NF4: see nf4.h.
+constexpr int64_t BLOCK = 64, SCALES = 256;
+
+struct Nf4 {
+  const uint8_t *packed, *scales;
+  const float *levels, *scale_levels, *scale_scales;
+  float offset;
+  int64_t in;
+};
+
+// Outputs begin .. end of any number of rows, with the weights that bitsandbytes means.
+void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end);
+
+// Rows in 8 bits, each block of 64 with a scale: what a draft reads, which may round for itself.
+struct Rounded {
+  std::vector<int8_t> numbers;  // [rows, in]
+  std::vector<float> scales;    // [rows, in / 64]
+  std::vector<float> sums;      // of each block
+};
+
+// Rows in 8 bits; of a block, `halves` puts the numbers at even places before those at odd ones.
+Rounded round_rows(const Rows& a, bool halves);
+
+// Outputs begin .. end for a draft: levels and rows (in halves) in 8 bits. `in` is a multiple of 64.
+void nf4_rounded_product(const Rows& a, const Rounded& x, const Nf4& w, int64_t begin, int64_t end);
+
+// The same with weights [out, in] in 8 bits and a scale for each output.
+void int8_product(const Rows& a, const Rounded& x, const int8_t* w, const float* scales, int64_t begin, int64_t end);
+
+}  // namespace kernels

@@ -1,0 +1,28 @@
+"""Weights that a 4-bit self of a model has in common with it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def share_weights(draft: torch.nn.Module, target: torch.nn.Module) -> bool:
+    """Have a 4-bit draft use its target's tensors for what is not quantised (embedding, output
+    head, norms, biases), in the target's dtype: they are held once, and read in as few bytes.
+
+    Only where all of them are the same numbers; whether they are is returned.
+    """
+    theirs = dict(target.named_parameters())
+    own = [(name, part) for name, part in draft.named_parameters() if not _in_4_bits(part)]
+    same = all(
+        name in theirs
+        and theirs[name].shape == part.shape
+        and torch.equal(part.to(theirs[name].dtype), theirs[name])
+        for name, part in own
+    )
+    for name, part in own if same else []:
+        part.data = theirs[name].data
+    return same
+
+
+def _in_4_bits(weight: torch.nn.Parameter) -> bool:
+    return getattr(weight, "quant_state", None) is not None

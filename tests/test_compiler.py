@@ -1,0 +1,108 @@
+"""What is kept of compiled passes: found again, made again where it is damaged."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from specdec.decoding import compiler
+from specdec.kernels import build
+from specdec.utils.digest import import_closure
+
+
+class Double(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+@pytest.fixture
+def compile_double(tmp_path, monkeypatch):
+    """`compile_ahead` of a module with a compiler that only writes files; what it was asked for."""
+    asked: list[str] = []
+
+    def compile_quickly(module, example, dynamic_shapes, path):
+        asked.append(path.name)
+        path.write_bytes(b"a package")
+        path.with_suffix(".constants").write_bytes(b"constants")
+        for part in compiler._parts(path):
+            compiler.seal(part)
+
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "load_operators", lambda folder: None)
+    monkeypatch.setattr(compiler, "_compile", compile_quickly)
+    monkeypatch.setattr(compiler, "_load", lambda path, weights: path)
+
+    def run(**identity):
+        return compiler.compile_ahead(Double(), (torch.ones(2),), (None,), identity)
+
+    return run, asked
+
+
+def test_what_was_compiled_is_found_again(compile_double):
+    run, asked = compile_double
+    assert run() == run() and len(asked) == 1
+    assert run(model="another") != run() and len(asked) == 2
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".constants", ".pt2.sha256"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_what_is_damaged_is_made_again_with_a_line(compile_double, suffix, damage, caplog):
+    run, asked = compile_double
+    path = run()
+    damaged = path.with_name(path.stem + suffix)
+    if damage == "cut":
+        damaged.write_bytes(damaged.read_bytes()[:3])
+    else:
+        damaged.unlink()
+    with caplog.at_level(logging.INFO):
+        run()
+    assert len(asked) == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("compiling Double" in line for line in lines)
+    run()
+    assert len(asked) == 2
+
+
+def test_a_truncated_library_of_kernels_is_built_again(tmp_path, monkeypatch):
+    built = []
+
+    def link(commands):
+        for command in commands:
+            built.append(command)
+            target = command[command.index("-o") + 1]
+            with open(target, "w") as file:
+                file.write("a library")
+
+    monkeypatch.setattr(build, "_run_all", link)
+    path = build.build(tmp_path, "native")
+    count = len(built)
+    assert build.build(tmp_path, "native") == path and len(built) == count
+    path.write_text("a lib")
+    assert build.build(tmp_path, "native") == path and len(built) == 2 * count
+    assert path.read_text() == "a library"
+
+
+def test_what_is_compiled_depends_on_no_loading():
+    """An edit of hub.py or of a command recompiles nothing."""
+    read = {
+        name for module in (compiler.__name__, compiler.GRAFT) for name in import_closure(module)
+    }
+    others = ("models.", "data.", "commands.", "benchmark.", "analysis.", "decoding.job")
+    assert not [name for name in read if name.removeprefix("specdec.").startswith(others)]
+
+
+def test_a_kernels_source_is_part_of_what_is_compiled(compile_double, monkeypatch):
+    run, _ = compile_double
+    before = run()
+    monkeypatch.setattr(compiler, "source_digest", lambda: "other kernels")
+    assert run() != before
+    monkeypatch.undo()
+
+
+def test_another_level_of_instructions_is_compiled_apart(compile_double, monkeypatch):
+    run, _ = compile_double
+    before = run()
+    monkeypatch.setenv("SPECDEC_MARCH", "x86-64-v3")
+    assert run() != before
