@@ -153,10 +153,12 @@ def _quantised_names(model: torch.nn.Module) -> set[str]:
 
 
 def _add_vocabulary(writer, size: int) -> None:
-    """A byte-level vocabulary of made-up tokens, which both models of a pair share."""
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    """A vocabulary of made-up tokens, which both models of a pair share.
+
+    Of the kind of RWKV's: the others have an end token by default, whose logit llama.cpp would
+    take away where it is not to stop.
+    """
+    writer.add_tokenizer_model("rwkv")
     writer.add_token_list([f"t{i}" for i in range(size)])
     writer.add_token_types([1] * size)
-    writer.add_token_merges(["t 0"])
     writer.add_add_bos_token(False)
