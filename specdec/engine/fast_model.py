@@ -9,11 +9,11 @@ from threading import RLock
 
 import torch
 
-from specdec.decoding.compiler import compile_ahead
 from specdec.decoding.narrow import lay_out_weights, narrow_operators
-from specdec.decoding.sampling import Sampling, make_noise, widened
+from specdec.engine.compiler import compile_ahead
 from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
+from specdec.method.sampling import Sampling, make_noise, widened
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError

@@ -52,7 +52,7 @@ def draw(tables_dir: Path, pairs: Sequence[str] = ()) -> Figure:
         row_margin=0.55,
         extra_height=0.6,
     )
-    farthest = np.abs(np.log2(cells.S.dropna().to_numpy(float))).max(initial=1.0)
+    farthest = max([1.0, *np.abs(np.log2(cells.S.dropna()))])
     colours = ScalarMappable(Normalize(-farthest, farthest), matplotlib.colormaps["PuOr"])
     for ax in axes.flat:
         ax.set_axis_off()

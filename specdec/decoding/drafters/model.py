@@ -13,7 +13,7 @@ from specdec.decoding.drafters.interface import (
     nothing_of,
 )
 from specdec.decoding.generation import Generation
-from specdec.decoding.rejection import finite_rows, first_where
+from specdec.method.rule import finite_rows, first_where
 from specdec.models.wrapper import ModelWrapper
 
 
