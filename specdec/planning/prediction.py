@@ -14,7 +14,7 @@ from typing import Any
 from specdec.analysis.statistics import ratio
 from specdec.analysis.tables import load_table
 from specdec.analysis.theory import speedup, tokens_per_round
-from specdec.models.random_weights import known_configuration
+from specdec.models.loading.random_weights import known_configuration
 from specdec.planning.calibration import measure_card
 from specdec.planning.cards import Card, from_host, published_card
 from specdec.planning.costs import ACCEPTANCE, Costs, Estimate, Request
