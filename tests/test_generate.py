@@ -231,7 +231,7 @@ class TestOutput:
         assert "--engine compiled" in said and "prepare()" not in said
 
     def test_the_engine_is_the_compiled_one_where_its_pieces_are_on_disk(
-        self, generate, monkeypatch, tmp_path
+        self, generate, monkeypatch, uncompiled
     ):
         kept = set()
 

@@ -74,7 +74,7 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     if alone:
         return Fast(fast, None, baseline)
     try:
-        draft = fast_model(drafter.wrapper)
+        draft = fast_model(drafter.wrapper, as_draft=True)
         steps = draft.run
     except Exception as error:
         reason = f"the draft runs eagerly, for it can't be compiled: {_said(error)}"

@@ -24,7 +24,6 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.kernels.build import instructions, load_operators, source_digest
-from specdec.kernels.formats import MAY_ROUND
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
@@ -146,7 +145,6 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         # What is traced, with what it imports; how it is made; and what stands in for its layers.
         "code": [code_digest(m) for m in (type(module).__module__, __name__, GRAFT)],
         "kernels": [source_digest(), instructions()],
-        "rounds": any(getattr(part, MAY_ROUND, False) for part in module.modules()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],
