@@ -4,7 +4,7 @@
 
 Prints the Markdown table of docs/statistics.md: for each figure, kind of prompts and number of
 prompts n, the share of simulated cells whose 95 % interval holds the true value. Nothing is timed,
-so the machine may be busy. Some minutes on one core; `--cells` sets how many cells are simulated.
+so the machine may be busy. `--cells` sets how many cells are simulated.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from bitsandbytes.functional import quantize_4bit
 
-from specdec.decoding.compiler import cache_folder
+from specdec.engine.compiler import cache_folder
 from specdec.kernels.build import instruction_set, load_operators
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCABULARY = 30, 576, 9, 3, 64, 1536, 49152

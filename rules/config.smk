@@ -13,7 +13,7 @@ os.environ.update(
     SCRIPTS=os.path.join(workflow.basedir, "scripts"),
 )
 
-from specdec.models.hub import resolve_model
+from specdec.models.loading.hub import resolve_model
 from specdec.study.configuration import StudyError, study_pairs, registry_path
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import check_writable

@@ -15,7 +15,7 @@ rule decode:
         settings=decode_settings,
         entry=pair_entry,
         weights=pair_weights,
-        code=code_digest("specdec.decoding.job"),
+        code=code_digest("specdec.study.job"),
     shell:
         'exec python "$SCRIPTS/job.py" decode.py --stop-with-parent'
         ' --pair {wildcards.pair} --registry "$REGISTRY" --prompts {input.prompts:q}'

@@ -59,8 +59,8 @@ def main() -> None:
 
     # Imported after the thread count is set, which torch reads when it is loaded.
     from specdec.data.dataset import PromptDataset
-    from specdec.decoding.job import Job, run_job
     from specdec.models.registry import get_pair
+    from specdec.study.job import Job, run_job
 
     dataset = PromptDataset.load(arguments.prompts)
     job = Job(

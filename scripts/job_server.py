@@ -29,7 +29,7 @@ def preload() -> None:
     """Import what jobs import. No device may be in use yet: a fork would lose it."""
     import specdec.analysis.figures.style  # noqa: F401
     import specdec.analysis.tables  # noqa: F401
-    import specdec.decoding.job  # noqa: F401
+    import specdec.study.job  # noqa: F401
 
     gc.collect()
     gc.freeze()  # so that no collection touches, and copies, what all jobs share

@@ -17,7 +17,7 @@ from specdec.data.prompts import PromptDataset
 from specdec.data.sources import load_texts, parse_source
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.loader import load_model
+from specdec.models.loading.loader import load_model
 from specdec.models.registry import get_pair
 from specdec.profiling.records import read_records
 from specdec.utils.errors import cli

@@ -429,7 +429,7 @@ def test_the_command_gives_one_json_document(named, tmp_path, capsys, monkeypatc
         ("--k -1", "--k: -1 is below 1"),
         ("--temperature nan", "--temperature: nan is no number"),
         ("--synthetic-acceptance 2", "--synthetic-acceptance: 2.0 is outside"),
-        ("--out .", "can't be written .Is a directory"),
+        ("--out .", "is a folder; name a file in it"),
         ("--against llama.cpp --temperature 1", "llama.cpp compares greedy output"),
     ],
     ids=["k", "temperature", "acceptance", "out", "sampling"],

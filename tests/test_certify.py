@@ -19,12 +19,12 @@ from specdec.certification.rule import check_rule
 from specdec.certification.sampling import check_sampling
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.data.prompts import Limit, digest
-from specdec.decoding import rejection
-from specdec.decoding import sampling as decoding_sampling
 from specdec.decoding.drafters.bridged import IntersectionDrafting
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
-from specdec.decoding.sampling import Greedy
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.method import rule as rejection
+from specdec.method import sampling as decoding_sampling
+from specdec.method.sampling import Greedy
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError

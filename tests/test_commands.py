@@ -72,15 +72,15 @@ class TestPairs:
 class TestOutputs:
     def test_a_file_that_can_be_written_leaves_no_trace(self, tmp_path):
         check_output(tmp_path / "new" / "file.json")
-        assert list((tmp_path / "new").iterdir()) == []
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
     def test_a_folder_is_refused(self, tmp_path):
-        with pytest.raises(SpecdecError, match=r"can't be written \(Is a directory\)"):
+        with pytest.raises(SpecdecError, match="is a folder; name a file in it"):
             check_output(tmp_path)
 
     def test_a_folder_that_is_a_file_is_refused(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(SpecdecError, match="can't be written"):
+        with pytest.raises(SpecdecError, match="nothing can be written there .it is no folder"):
             check_output(tmp_path / "file" / "out.json")
 
     @pytest.mark.parametrize("name", ["bench", "certify"])
@@ -92,7 +92,7 @@ class TestOutputs:
         monkeypatch.setattr(
             "specdec.decoding.loaded_pair.load_side", lambda *_: pytest.fail("a model was loaded")
         )
-        with pytest.raises(SpecdecError, match="can't be written"):
+        with pytest.raises(SpecdecError, match="nothing can be written there"):
             command.main()
 
 

@@ -12,12 +12,11 @@ import pytest
 import torch
 from transformers import FalconConfig, FalconForCausalLM
 
-from specdec.decoding import compiler
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.generation import Generation
-from specdec.decoding.sampling import Greedy, Sampling, Warp, make_noise
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.engine import fast_model, pieces
+from specdec.engine import compiler, fast_model, pieces
+from specdec.method.sampling import Greedy, Sampling, Warp, make_noise
 from specdec.models.cache import SLOTS_STEP, FixedCache
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler

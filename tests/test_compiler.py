@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from specdec.decoding import compiler
+from specdec.engine import compiler
 from specdec.kernels import build
 from specdec.utils.digest import import_closure
 
@@ -90,7 +90,7 @@ def test_what_is_compiled_depends_on_no_loading():
     read = {
         name for module in (compiler.__name__, compiler.GRAFT) for name in import_closure(module)
     }
-    others = ("models.", "data.", "commands.", "benchmark.", "analysis.", "decoding.job")
+    others = ("models.", "data.", "commands.", "benchmark.", "analysis.", "study.")
     assert not [name for name in read if name.removeprefix("specdec.").startswith(others)]
 
 

@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.noise import gumbel, key_words
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.method.noise import gumbel, key_words
 from tests.distribution import joint_fit
 from tests.test_losslessness import DRAWS, assert_lossless
 from tests.test_other_vocabulary import random_pair

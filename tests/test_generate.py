@@ -14,9 +14,9 @@ from specdec import __main__ as command
 from specdec.commands.generate import TextStream
 from specdec.commands.prompt_input import ECHOED_CHARACTERS, echo
 from specdec.commands.text_stream import ACCEPTED, CONTEXT, LEGEND, OWN, PLAIN
-from specdec.decoding import compiler, loaded_pair
+from specdec.decoding import loaded_pair
 from specdec.decoding.loaded_pair import load_pair
-from specdec.engine import fast_model
+from specdec.engine import compiler, fast_model
 from specdec.utils.errors import SpecdecError
 from tests.test_chat import BARE, chatty
 from tests.tiny import make_model, make_tokenizer, perturbed
@@ -231,7 +231,7 @@ class TestOutput:
         assert "--engine compiled" in said and "prepare()" not in said
 
     def test_the_engine_is_the_compiled_one_where_its_pieces_are_on_disk(
-        self, generate, monkeypatch, tmp_path
+        self, generate, monkeypatch, uncompiled
     ):
         kept = set()
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from specdec.data.dataset import Prompt
-from specdec.decoding import job as jobs
 from specdec.decoding import loaded_pair
-from specdec.decoding.job import Job, run_job
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.profiling.metrics import BenchmarkConfig
 from specdec.profiling.records import RECORD_NAMES
+from specdec.study import job as jobs
+from specdec.study.job import Job, run_job
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.tiny import make_model, make_tokenizer, perturbed

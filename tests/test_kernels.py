@@ -12,11 +12,11 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.pytorch_utils import Conv1D
 
-from specdec.decoding.compiler import cache_folder, compile_ahead
+from specdec.engine.compiler import cache_folder, compile_ahead
 from specdec.kernels import build, formats
 from specdec.kernels.graft import graft
 from specdec.models.cache import FixedCache, GrowingCache, fixed_view
-from specdec.models.loader import load_model
+from specdec.models.loading.loader import load_model
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.tiny import make_model

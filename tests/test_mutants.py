@@ -12,10 +12,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.decoding import noise, rejection, sampling
 from specdec.decoding.drafters import model
-from specdec.decoding.sampling import Greedy, Matching, Rejection
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.method import noise, sampling
+from specdec.method import rule as rejection
+from specdec.method.sampling import Greedy, Matching, Rejection
 from tests.checks import assert_accepts_everything, assert_identities
 from tests.distribution import SIGNIFICANCE, joint_fit
 from tests.tiny import table_pair

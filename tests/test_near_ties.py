@@ -3,7 +3,7 @@
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.near_ties import greedy_near_ties
+from specdec.study.near_ties import greedy_near_ties
 from tests.tiny import make_model, wrap
 
 PROMPT = [1, 2, 3]

@@ -31,5 +31,6 @@ def test_the_notebook_runs_on_the_tables_of_a_study(tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=300).execute(cwd=str(NOTEBOOK.parent))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 5  # heatmap, S against theory, breakdown, and S against α for each pair
+    # heatmap, S against theory, breakdown, α, and S against α for each pair
+    assert len(pictures) == 6
     assert not [output for output in outputs if output.get("name") == "stderr"]

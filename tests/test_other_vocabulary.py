@@ -14,12 +14,12 @@ from specdec.certification.rule import emitted, joint
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.drafters.bridged import IntersectionDrafting
 from specdec.decoding.generation import Generation, make_request
-from specdec.decoding.rejection import match
-from specdec.decoding.sampling import Rejection, Sampling
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.token_bytes import ByteTokenizer
+from specdec.method.rule import match
+from specdec.method.sampling import Rejection, Sampling
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.utils.errors import SpecdecError
+from specdec.vocabulary.token_bytes import ByteTokenizer
 from tests.distribution import SIGNIFICANCE, joint_fit
 from tests.test_losslessness import DRAWS, assert_lossless
 from tests.tiny import TableModel, make_model, make_table

@@ -12,8 +12,7 @@ from specdec import __main__ as command
 from specdec.analysis.theory import speedup, tokens_per_round
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models import pair
-from specdec.models.loading import memory_check
+from specdec.models.loading import configuration, memory_check
 from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
 from specdec.models.wrapper import ModelWrapper
@@ -315,7 +314,9 @@ class TestCommand:
                 for name, shape in shapes.items()
             )
         )
-        monkeypatch.setattr(pair, "check_available", lambda *_: pytest.fail("the hub was asked"))
+        monkeypatch.setattr(
+            configuration, "check_available", lambda *_: pytest.fail("the hub was asked")
+        )
         options = ["--registry", str(path), "--k", "3", "1", "--context", "8", "--seconds", "0"]
         self.run(monkeypatch, "--pair", "tiny", "--device", "cpu", *options)
         lines = capsys.readouterr().out.splitlines()

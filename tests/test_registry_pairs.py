@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 from scripts import build_prompts
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.job import Job, run_job
 from specdec.decoding.speculative import VOCABULARY_METHODS, SpeculativeDecoder
 from specdec.models import pair
 from specdec.models.loading import configuration, memory_check
@@ -24,6 +23,7 @@ from specdec.models.loading.hub import resolve_model
 from specdec.models.pair import load_pair
 from specdec.models.registry import SCHEMA_PATH, get_pair, load_registry
 from specdec.profiling.records import read_records
+from specdec.study.job import Job, run_job
 from specdec.utils.errors import SpecdecError
 from specdec.utils.paths import PROJECT_ROOT
 from tests.checks import transformers_greedy

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from specdec.certification.rule import TOLERANCE, random_rows, worst_error
-from specdec.decoding import rejection
-from specdec.decoding.noise import invert
+from specdec.method import rule as rejection
+from specdec.method.noise import invert
 
 
 @pytest.mark.parametrize("zeros", [False, True])

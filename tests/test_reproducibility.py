@@ -297,14 +297,14 @@ class TestDigest:
         self, tmp_path
     ):
         shutil.copytree(PROJECT_ROOT / "specdec", tmp_path / "specdec")
-        before = code_digest("specdec.decoding.job", tmp_path)
-        assert before == code_digest("specdec.decoding.job")
+        before = code_digest("specdec.study.job", tmp_path)
+        assert before == code_digest("specdec.study.job")
         for hub in tmp_path.rglob("hub.py"):
             hub.write_text(hub.read_text().replace("check the", "look up the"))
-        assert code_digest("specdec.decoding.job", tmp_path) == before
+        assert code_digest("specdec.study.job", tmp_path) == before
         kernel = tmp_path / "specdec/kernels/products.h"
         kernel.write_text(kernel.read_text() + "\n")
-        assert code_digest("specdec.decoding.job", tmp_path) != before
+        assert code_digest("specdec.study.job", tmp_path) != before
 
 
 class TestAtomicWrite:

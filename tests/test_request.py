@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.sampling import Warp
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.method.sampling import Warp
 from specdec.utils.errors import SpecdecError
 from tests.tiny import make_model, perturbed, wrap
 

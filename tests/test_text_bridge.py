@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from specdec.models import text_bridge
-from specdec.models.text_bridge import TextBridge
-from specdec.models.token_bytes import ByteTokenizer
+from specdec.vocabulary import text_bridge
+from specdec.vocabulary.text_bridge import TextBridge
+from specdec.vocabulary.token_bytes import ByteTokenizer
 from tests.toy_tokenizers import CORPUS, byte_level, sentencepiece
 
 GPT2, NEOX = ByteTokenizer(byte_level()), ByteTokenizer(byte_level(460, "neox"))

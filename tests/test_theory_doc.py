@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from specdec.analysis import theory
-from specdec.decoding.rejection import reject
+from specdec.method.rule import reject
 from tests.theory_document import Document, visible_numbers
 from tests.theory_formulas import (
     break_even,

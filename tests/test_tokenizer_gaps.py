@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.token_bytes import ByteTokenizer
-from specdec.models.vocabulary import compare
 from specdec.models.wrapper import ModelWrapper
+from specdec.vocabulary.match import compare
+from specdec.vocabulary.token_bytes import ByteTokenizer
 from tests.checks import transformers_greedy
 from tests.tiny import make_model, perturbed
 from tests.toy_tokenizers import byte_level

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specdec.models.token_bytes import ByteTokenizer, token_bytes
-from specdec.models.vocabulary import compare, coverage
 from specdec.utils.errors import SpecdecError
+from specdec.vocabulary.match import compare, coverage
+from specdec.vocabulary.token_bytes import ByteTokenizer, token_bytes
 from tests.toy_tokenizers import CORPUS, byte_level, sentencepiece
 
 WHOLE = {  # tokenizers that can spell every byte

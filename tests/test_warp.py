@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.decoding.compiler import compile_ahead
-from specdec.decoding.noise import uniform_table
-from specdec.decoding.sampling import Warp, choose_sampling, least_by_bits, least_by_sorting
+from specdec.engine.compiler import compile_ahead
 from specdec.engine.pieces import DraftChoice
+from specdec.method.noise import uniform_table
+from specdec.method.sampling import Warp, choose_sampling, least_by_bits, least_by_sorting
 from tests.checks import needs_compiler
 from tests.distribution import warped
 

@@ -39,7 +39,7 @@ def study(finished, tmp_path):
 def edit_talk(study: Study) -> None:
     study.edit("specdec/decoding/speculative.py", '"""', '"""Reworded. ')
     study.edit("specdec/decoding/speculative.py", "\nclass ", "\n# A comment.\nclass ")
-    study.edit("specdec/decoding/job.py", "%s: %d of %d prompts", "%s (%d of %d prompts)")
+    study.edit("specdec/study/job.py", "%s: %d of %d prompts", "%s (%d of %d prompts)")
 
 
 def touch_everything(study: Study) -> None:
@@ -49,7 +49,7 @@ def touch_everything(study: Study) -> None:
 
 
 def edit_engine(study: Study) -> None:
-    study.edit("specdec/decoding/job.py", "WARM_UP_TOKENS = ", "WARM_UP_TOKENS = 1 + ")
+    study.edit("specdec/study/job.py", "WARM_UP_TOKENS = ", "WARM_UP_TOKENS = 1 + ")
 
 
 def edit_figure(study: Study) -> None:

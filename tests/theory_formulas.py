@@ -1,6 +1,6 @@
 """The formulas of docs/speculative_decoding_theory.md, written from the document.
 
-Independent of the engine's own (`specdec.analysis.theory`, `specdec.decoding.rejection`), which are
+Independent of the engine's own (`specdec.analysis.theory`, `specdec.method.rule`), which are
 checked against these. A row is a dict of word to probability; with fractions in, all but the
 searches are exact.
 """

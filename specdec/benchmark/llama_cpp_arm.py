@@ -100,9 +100,12 @@ class LlamaCpp:
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = self._threads
         parameters.fit_params = parameters.cache_prompt = False
         parameters.cache_ram_mib = parameters.n_ctx_checkpoints = parameters.verbosity = 0
-        if self._pair.target.model.dtype.itemsize == 4:  # else its own choice, 16 bits
+        if self._pair.target.model.dtype.itemsize == 4:  # in float32 throughout, as we compute
             cache = xllamacpp.ggml_type.GGML_TYPE_F32
             parameters.cache_type_k = parameters.cache_type_v = cache
+            # Its fused attention rounds to 16 bits: logits are then 1e-2 off, without it 1e-5.
+            off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            parameters.flash_attn_type = off
         return parameters
 
     def _arm(self, name: str, K: int, parameters) -> Arm:

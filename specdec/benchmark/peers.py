@@ -10,7 +10,7 @@ from specdec.benchmark.llama_cpp_arm import LlamaCpp
 from specdec.benchmark.settings import Settings
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import LoadedPair
-from specdec.models.memory_check import available_bytes
+from specdec.models.loading.memory_check import available_bytes
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError, one_line
 from specdec.utils.extras import require

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from specdec.benchmark.arms import Arm, BenchPrompt, Request, Run
-from specdec.models.loader import quiet
+from specdec.models.loading.loader import quiet
 from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.memory import MemoryTracker
 from specdec.utils.errors import SpecdecError

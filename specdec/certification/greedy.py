@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from specdec.data.dataset import Prompt
 from specdec.decoding.loaded_pair import LoadedPair
-from specdec.decoding.near_ties import is_near_tie, replay
+from specdec.study.near_ties import is_near_tie, replay
 from specdec.utils.logging import get_logger
 
 log = get_logger(__name__)

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from specdec.decoding import rejection
+from specdec.method import rule as rejection
 
 TOLERANCE = 1e-12
 #: (words, draft tokens, budget): all K up to 4, and a budget that cuts the round.

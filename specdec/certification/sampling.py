@@ -39,8 +39,8 @@ from specdec.certification.mistakes import emitted_by_mistake
 from specdec.decoding.drafters.bridged import IntersectionDraft
 from specdec.decoding.generation import Generation, make_request
 from specdec.decoding.loaded_pair import Encoded
-from specdec.decoding.sampling import Greedy, Sampling, Warp
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.method.sampling import Greedy, Sampling, Warp
 from specdec.utils.logging import get_logger
 
 log = get_logger(__name__)

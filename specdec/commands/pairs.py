@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     # Late, so that `--help` and a wrong argument answer at once.
-    from specdec.models.loader import resolve_device
+    from specdec.models.loading.loader import resolve_device
     from specdec.models.registry import load_registry
     from specdec.planning.overview import format_overview
 

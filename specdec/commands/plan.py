@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from specdec.models.loader import resolve_device
+    from specdec.models.loading.loader import resolve_device
     from specdec.models.registry import get_pair
     from specdec.planning.costs import make_request, measure_costs
     from specdec.planning.page import format_card, format_table

@@ -10,13 +10,13 @@ from time import perf_counter
 import torch
 
 from specdec.data.dataset import encode_prompt
-from specdec.decoding.compiler import NotKept, kept_only
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.fast import Fast, prepare
 from specdec.decoding.generation import MODEL_END, Generation, Request, make_request
 from specdec.decoding.rounds import CompiledRounds, HostRounds, draw, read_token
-from specdec.decoding.sampling import Sampling, Warp, choose_sampling, make_noise
 from specdec.engine.capture import CapturedRound, on_device
+from specdec.engine.compiler import NotKept, kept_only
+from specdec.method.sampling import Sampling, Warp, choose_sampling, make_noise
 from specdec.models.wrapper import ModelWrapper
 from specdec.profiling.metrics import GenerationResult
 from specdec.utils.errors import SpecdecError, one_line

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from specdec.decoding.compiler import compiling_beside, is_kept
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.none import NoDraft
-from specdec.decoding.sampling import Sampling
 from specdec.engine.capture import CapturedRound
 from specdec.engine.fast_model import FastModel, fast_model
 from specdec.engine.pieces import Round
 from specdec.engine.session import FastSession
+from specdec.method.sampling import Sampling
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from specdec.decoding.noise import request_key
-from specdec.decoding.sampling import Sampling, Warp, make_noise
+from specdec.method.noise import request_key
+from specdec.method.sampling import Sampling, Warp, make_noise
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.memory import MemoryTracker
 from specdec.profiling.metrics import GenerationResult

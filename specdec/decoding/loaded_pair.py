@@ -16,8 +16,8 @@ from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loading.configuration import source_of
+from specdec.models.loading.random_weights import known_configuration
 from specdec.models.pair import check_pair, load_side
-from specdec.models.random_weights import known_configuration
 from specdec.models.registry import ModelPair, ModelSide, get_pair
 from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper

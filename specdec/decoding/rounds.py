@@ -12,10 +12,10 @@ import torch
 from specdec.decoding.drafters.interface import Drafting
 from specdec.decoding.drafters.model import ModelDrafting
 from specdec.decoding.generation import Generation, Round
-from specdec.decoding.rejection import finite_rows, first_where
 from specdec.engine import pieces
 from specdec.engine.capture import CapturedRound
 from specdec.engine.session import FastSession
+from specdec.method.rule import finite_rows, first_where
 from specdec.models.wrapper import Read, Session
 from specdec.utils.errors import SpecdecError
 

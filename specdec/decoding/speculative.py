@@ -6,10 +6,10 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.make import VOCABULARY_METHODS, choose_method, make_drafter
 from specdec.decoding.generation import Generation
-from specdec.decoding.sampling import Sampling
-from specdec.models.vocabulary import VocabularyMatch, compare
+from specdec.method.sampling import Sampling
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
+from specdec.vocabulary.match import VocabularyMatch, compare
 
 
 class SpeculativeDecoder(Decoder):

@@ -9,13 +9,13 @@ from threading import RLock
 
 import torch
 
-from specdec.decoding.compiler import compile_ahead
-from specdec.decoding.sampling import Sampling, make_noise, widened
+from specdec.engine.compiler import compile_ahead
 from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
 from specdec.kernels.build import load_operators
 from specdec.kernels.formats import lay_out_weights
 from specdec.kernels.graft import graft
+from specdec.method.sampling import Sampling, make_noise, widened
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
 from specdec.models.loading.memory_check import available_bytes
 from specdec.models.wrapper import ModelWrapper, Read, Session

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from specdec.decoding.rejection import finite_rows, first_where
-from specdec.decoding.sampling import Sampling, widened
+from specdec.method.rule import finite_rows, first_where
+from specdec.method.sampling import Sampling, widened
 from specdec.models.cache import fixed_view
 
 # The parts of `state`: the last two decided tokens, tokens in the draft's and the target's cache,

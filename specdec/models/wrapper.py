@@ -13,9 +13,9 @@ import torch
 from specdec.models.architecture import check_architecture
 from specdec.models.cache import GrowingCache
 from specdec.models.ignored_settings import ignored_settings
-from specdec.models.token_bytes import number_of_ids
 from specdec.utils.errors import SpecdecError
 from specdec.utils.logging import get_logger
+from specdec.vocabulary.token_bytes import number_of_ids
 
 log = get_logger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.random_weights import load_random_weights
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelSide
 from specdec.planning.cards import Card
 from specdec.planning.costs import ACCEPTANCE, Request

@@ -14,8 +14,8 @@ from scipy.stats import bootstrap
 from specdec.analysis.statistics import LEVEL
 from specdec.decoding.generation import check_context
 from specdec.decoding.loaded_pair import LoadedPair
-from specdec.models.memory_check import available_bytes, check_memory, needed_bytes
-from specdec.models.random_weights import load_random_weights
+from specdec.models.loading.memory_check import available_bytes, check_memory, needed_bytes
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelPair, ModelSide, with_random_weights
 from specdec.models.wrapper import ModelWrapper
 from specdec.planning.measure import (

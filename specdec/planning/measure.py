@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.rejection import match
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.engine.fast_model import fast_model
 from specdec.engine.session import FastSession
+from specdec.method.rule import match
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.timer import cuda_sync_time
 

@@ -7,8 +7,8 @@ import importlib.util
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from specdec.models.hub import resolve_model
-from specdec.models.memory_check import available_bytes, needed_bytes
+from specdec.models.loading.hub import resolve_model
+from specdec.models.loading.memory_check import available_bytes, needed_bytes
 from specdec.models.registry import ModelPair, ModelSide, with_random_weights
 from specdec.utils.errors import SpecdecError
 from specdec.utils.table import aligned

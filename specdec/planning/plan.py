@@ -9,8 +9,8 @@ from typing import Any
 from specdec.analysis.theory import break_even_alpha, speedup, tokens_per_round
 from specdec.benchmark.card import cache_bytes_per_token
 from specdec.models.loading.form import TORCH_DTYPES
-from specdec.models.memory_check import available_bytes, weight_bytes
-from specdec.models.random_weights import known_configuration, model_without_weights
+from specdec.models.loading.memory_check import available_bytes, weight_bytes
+from specdec.models.loading.random_weights import known_configuration, model_without_weights
 from specdec.models.registry import ModelSide
 from specdec.models.wrapper import ModelWrapper
 from specdec.planning.costs import Costs, Estimate, Request

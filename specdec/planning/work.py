@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from specdec.benchmark.card import cache_bytes_per_token
-from specdec.models.loader import compute_dtype
-from specdec.models.memory_check import INT4_BYTES
-from specdec.models.random_weights import known_configuration, model_without_weights
+from specdec.models.loading.loader import compute_dtype
+from specdec.models.loading.memory_check import INT4_BYTES
+from specdec.models.loading.random_weights import known_configuration, model_without_weights
 from specdec.models.registry import ModelSide
 from specdec.models.wrapper import ModelWrapper
 

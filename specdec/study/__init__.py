@@ -1,1 +1,1 @@
-"""What a study is made of: its configuration."""
+"""A study: its configuration, its decode jobs, and what bounds their acceptance."""

@@ -9,7 +9,7 @@ import os
 from typing import Any, NamedTuple
 
 from specdec.data.sources import BUILTIN_TEMPLATES, load_texts, parse_source
-from specdec.models.hub import resolve_model
+from specdec.models.loading.hub import resolve_model
 from specdec.models.registry import ModelPair, get_pair, needs_synthetic_acceptance
 from specdec.utils.errors import SpecdecError
 from specdec.utils.machine import check_threads
@@ -74,7 +74,7 @@ def check_machine(config: dict[str, Any]) -> None:
     except SpecdecError as error:
         raise StudyError("threads", error) from error
     if config["device"].startswith("cuda"):
-        from specdec.models.loader import resolve_device  # late: it loads torch
+        from specdec.models.loading.loader import resolve_device  # late: it loads torch
 
         try:
             resolve_device(config["device"])

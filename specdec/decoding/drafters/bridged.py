@@ -12,10 +12,10 @@ from specdec.decoding.drafters.interface import (
     nothing_of,
 )
 from specdec.decoding.generation import Generation
-from specdec.decoding.rejection import finite_rows, first_where
-from specdec.models.text_bridge import TextBridge
-from specdec.models.vocabulary import VocabularyMatch
+from specdec.method.rule import finite_rows, first_where
 from specdec.models.wrapper import ModelWrapper
+from specdec.vocabulary.match import VocabularyMatch
+from specdec.vocabulary.text_bridge import TextBridge
 
 
 class BridgedDraft(Drafter):

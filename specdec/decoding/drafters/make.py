@@ -5,9 +5,9 @@ from __future__ import annotations
 from specdec.decoding.drafters.bridged import ExactMatchDraft, IntersectionDraft
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.model import DraftModel
-from specdec.models.vocabulary import VocabularyMatch
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
+from specdec.vocabulary.match import VocabularyMatch
 
 # How a draft of another vocabulary proposes; "auto" takes what measured better
 # (docs/decoding_methods.md): exact match at temperature 0, else the intersection.

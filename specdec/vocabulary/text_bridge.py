@@ -6,7 +6,7 @@ not be the ones that the draft's tokenizer would write for the whole text, but t
 
 from collections.abc import Sequence
 
-from specdec.models.token_bytes import ByteTokenizer
+from specdec.vocabulary.token_bytes import ByteTokenizer
 
 # How many draft tokens back a re-encoding may begin: what bounds the cost of a round.
 WINDOW = 32

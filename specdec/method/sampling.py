@@ -8,7 +8,7 @@ from math import isfinite
 
 import torch
 
-from specdec.decoding.noise import (
+from specdec.method.noise import (
     ACCEPT,
     DRAFT,
     RESIDUAL,
@@ -17,7 +17,7 @@ from specdec.decoding.noise import (
     key_words,
     uniform_table,
 )
-from specdec.decoding.rejection import accepted_run, match, reject
+from specdec.method.rule import accepted_run, match, reject
 from specdec.utils.errors import SpecdecError
 
 # Below it the most likely token is taken: dividing by less overflows long before it sharpens.
@@ -170,7 +170,7 @@ class Sampler(ABC):
             valid: `[K]` bool, False for padding and past the budget.
 
         Returns:
-            `(count, next_token)` as in `specdec.decoding.rejection`.
+            `(count, next_token)` as in `specdec.method.rule`.
         """
 
 

@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 
 from specdec.data.dataset import Prompt
-from specdec.decoding.ceiling import acceptance_ceiling
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
-from specdec.decoding.near_ties import greedy_near_ties
-from specdec.decoding.sampling import Warp
 from specdec.kernels.build import instruction_set
-from specdec.models.loader import resolve_device
+from specdec.method.sampling import Warp
+from specdec.models.loading.loader import resolve_device
 from specdec.models.registry import ModelPair
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
 from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
+from specdec.study.ceiling import acceptance_ceiling
+from specdec.study.near_ties import greedy_near_ties
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import one_hot
 
-from specdec.decoding.sampling import Warp
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.vocabulary import coverage
+from specdec.method.sampling import Warp
 from specdec.models.wrapper import Session
+from specdec.vocabulary.match import coverage
 
 
 def acceptance_ceiling(

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from specdec.models.token_bytes import ByteTokenizer
+from specdec.vocabulary.token_bytes import ByteTokenizer
 
 
 @dataclass(frozen=True, eq=False)

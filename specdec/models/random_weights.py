@@ -1,1 +1,0 @@
-from specdec.models.loading.random_weights import *  # noqa: F403  (the module's old name)
