@@ -107,6 +107,22 @@ class TestMicro:
         assert both.generated_ids == alone.generated_ids
 
 
+def compare_with_eager(wrapper) -> None:
+    """Compiled, a 4-bit target is what it is eagerly, to rounding; a draft has rounded."""
+    ids = torch.tensor([5, 9, 2, 7, 30, 8])
+    exact = wrapper.forward(ids[None])[0][0, 3:]
+
+    def read(as_draft: bool) -> torch.Tensor:
+        model = fast_model(wrapper, as_draft)
+        session = FastSession(model, model.take_cache(64))
+        session.read(ids[:3], keep=1)
+        return session.read(ids[3:], keep=3).logits
+
+    size = exact.abs().max()
+    assert (read(as_draft=False) - exact).abs().max() < 1e-4 * size
+    assert 1e-3 * size < (read(as_draft=True) - exact).abs().max() < 0.1 * size
+
+
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_target_never_rounds_also_where_it_is_a_draft_elsewhere(tmp_path):
@@ -117,21 +133,16 @@ def test_a_compiled_target_never_rounds_also_where_it_is_a_draft_elsewhere(tmp_p
     tokenizer.save_pretrained(tmp_path)
     model, _ = load_model(str(tmp_path), "int4", device="cpu")
     both = wrap(model, tokenizer)
-    SpeculativeDecoder(both, both, 2, engine="compiled").generate([5, 9, 2], 4)
-    ids = torch.tensor([5, 9, 2, 7, 30, 8])
-    exact = both.forward(ids[None])[0][0, 3:]
-
-    def read(as_draft: bool) -> torch.Tensor:
-        model = fast_model(both, as_draft)
-        session = FastSession(model, model.take_cache(64))
-        session.read(ids[:3], keep=1)
-        return session.read(ids[3:], keep=3).logits
-
-    torch.testing.assert_close(read(as_draft=False), exact, atol=1e-3, rtol=1e-4)
-    assert (read(as_draft=True) - exact).abs().max() > 1e-2
+    decoder = SpeculativeDecoder(both, both, 2, engine="compiled")
+    assert decoder.generate([5, 9, 2], 4).engine_reason is None
+    compare_with_eager(both)
     layers = [layer for name, layer in layers_in_4bit(model).items()]
     assert not any("forward" in vars(layer) for layer in layers)
     assert all(layer.weight.quant_state for layer in layers)
+    # What was compiled serves a model of the same shape and other weights, scales and offsets.
+    make_model("llama", len(tokenizer), seed=5, **shape).save_pretrained(tmp_path)
+    other, _ = load_model(str(tmp_path), "int4", device="cpu")
+    compare_with_eager(wrap(other, tokenizer))
 
 
 def dequantised(layer) -> torch.Tensor:

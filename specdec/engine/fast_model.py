@@ -61,6 +61,11 @@ class FastModel:
         """The compiled `ModelPass`."""
         return self._piece(("pass",), self._compile_pass)
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether a token's logits depend on no token read beside it, bit for bit."""
+        return getattr(self.run, "rows_apart", False)
+
     def decide(self, sampling: Sampling) -> Callable:
         """The compiled `Decision` about this model's logits."""
         return self._piece(("decide", sampling), lambda: self._compile_decision(sampling))
@@ -135,7 +140,8 @@ class FastModel:
         layers = partial(gpu_operators, wrapper.model)
         if self._on_cpu:
             layers = partial(graft, wrapper.model, self.rounds)
-        return self._compile(module, arguments, sizes, identity, tries=(1, ROWS), layers=layers)
+        label = f"a pass of {wrapper.name}{' in 4 bits' if wrapper.is_4bit else ''}"
+        return self._compile(module, arguments, sizes, identity, (1, ROWS), label, layers)
 
     def _compile_decision(self, sampling: Sampling) -> Callable:
         def arguments(k: int) -> tuple:
@@ -151,7 +157,8 @@ class FastModel:
         q_rows = {0: k} if sampling.kind.asks_for_q else None
         sizes = {0: k + 1}, {0: k + 1}, q_rows, None, None, _places(sampling), None
         identity = {"sampling": _name(sampling)}
-        return self._compile(Decision(sampling), arguments, sizes, identity, tries=(0, 1, ROWS))
+        label = f"decisions ({_name(sampling)})"
+        return self._compile(Decision(sampling), arguments, sizes, identity, (0, 1, ROWS), label)
 
     def _compile_choice(self, sampling: Sampling, target_size: int) -> Callable:
         def arguments(rows: int) -> tuple:
@@ -160,7 +167,8 @@ class FastModel:
         module = DraftChoice(sampling, self.wrapper.vocab_size, target_size)
         sizes = {0: _dim("rows")}, None, _places(sampling), None
         identity = {"sampling": _name(sampling), "target": target_size}
-        return self._compile(module, arguments, sizes, identity, tries=(1, 2))
+        label = f"a draft's choice ({_name(sampling)})"
+        return self._compile(module, arguments, sizes, identity, (1, 2), label)
 
     def _compile(
         self,
@@ -169,6 +177,7 @@ class FastModel:
         sizes: tuple,
         identity: dict,
         tries: tuple[int, ...],
+        label: str,
         layers: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Callable:
         """A module compiled for `arguments(n)` of any n, with other `layers`, and tried with a few.
@@ -178,7 +187,7 @@ class FastModel:
         """
         if self._on_cpu:
             with layers():
-                compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
+                compiled = compile_ahead(module, arguments(ROWS), sizes, identity, label)
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
