@@ -33,9 +33,10 @@ from specdec.benchmark.rows import instrumentation, make_rows
 from specdec.benchmark.run import benchmark, compare
 from specdec.benchmark.settings import Settings
 from specdec.benchmark.transformers_arm import assisted_arm, generate_arm
-from specdec.decoding import loaded_pair, narrow
+from specdec.decoding import loaded_pair
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
+from specdec.kernels.formats import lay_out_weights
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.utils.errors import SpecdecError
 from tests.tiny import make_model, make_tokenizer, perturbed, wrap
@@ -87,7 +88,7 @@ def test_weights_that_are_read_in_bfloat16_count_so():
         if isinstance(part, (Conv1D, torch.nn.Linear))
     )
     others = sum(weight.numel() for weight in wrapper.model.parameters() if weight.dim() == 1)
-    narrow.lay_out_weights(wrapper.model)
+    lay_out_weights(wrapper.model, free_bytes=2**40)
     assert card.weight_bytes(wrapper) == 2 * layers + 4 * others
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def compile_double(tmp_path, monkeypatch):
     def compile_quickly(module, example, dynamic_shapes, path):
         asked.append(path.name)
         path.write_bytes(b"a package")
-        path.with_suffix(".constants").write_bytes(b"constants")
+        path.with_suffix(".traced").write_bytes(b"traced")
         for part in compiler._parts(path):
             compiler.seal(part)
 
@@ -46,7 +47,7 @@ def test_what_was_compiled_is_found_again(compile_double):
     assert run(model="another") != run() and len(asked) == 2
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".constants", ".pt2.sha256"])
+@pytest.mark.parametrize("suffix", [".pt2", ".traced", ".pt2.sha256"])
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_what_is_damaged_is_made_again_with_a_line(compile_double, suffix, damage, caplog):
     run, asked = compile_double
@@ -106,3 +107,30 @@ def test_another_level_of_instructions_is_compiled_apart(compile_double, monkeyp
     before = run()
     monkeypatch.setenv("SPECDEC_MARCH", "x86-64-v3")
     assert run() != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is copied on Linux alone")
+def test_another_process_compiles_what_this_one_then_finds(compile_double):
+    run, asked = compile_double
+    assert not compiler.is_kept(run)
+
+    def fail():
+        raise RuntimeError("it will be asked for again, and then say so")
+
+    with compiler.compiling_beside([fail, run]):
+        pass
+    assert compiler.is_kept(run) and run() and asked == []
+
+
+def test_a_copy_compiles_for_the_threads_of_the_process_it_is_of(compile_double):
+    run, asked = compile_double
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with compiler.compiling_beside([run]):
+            pass
+        assert compiler.is_kept(run)
+        torch.set_num_threads(1)
+        assert not compiler.is_kept(run)
+    finally:
+        torch.set_num_threads(before)

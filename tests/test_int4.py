@@ -8,11 +8,14 @@ import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.fast_model import fast_model
+from specdec.engine.session import FastSession
 from specdec.models.loading.loader import load_model
 from specdec.models.pair import load_pair
 from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper
-from tests.tiny import make_model, make_tokenizer
+from tests.checks import needs_compiler
+from tests.tiny import make_model, make_tokenizer, wrap
 
 needs_bitsandbytes = pytest.mark.skipif(
     not (importlib.util.find_spec("bitsandbytes") and importlib.util.find_spec("accelerate")),
@@ -72,7 +75,7 @@ class TestMicro:
         assert both.generated_ids == alone.generated_ids
         assert both.acceptance_rate > 0.5
 
-    def test_as_a_draft_it_runs_eagerly_before_a_compiled_target(self, micro, uncompiled):
+    def test_as_a_draft_it_runs_in_compiled_rounds(self, micro, uncompiled):
         draft, target = micro
         ids = target.tokenizer(PROMPT).input_ids
         results = [
@@ -80,8 +83,13 @@ class TestMicro:
             for engine in ("eager", "compiled")
         ]
         assert results[0].generated_ids == results[1].generated_ids
-        assert results[1].engine == "compiled"
-        assert "4-bit weights can't be compiled" in results[1].engine_reason
+        assert results[1].engine == "compiled" and results[1].engine_reason is None
+
+    def test_a_draft_has_a_form_that_rounds_and_a_target_one_that_does_not(self, micro):
+        draft, target = micro
+        assert fast_model(draft, as_draft=True).rounds and not fast_model(draft).rounds
+        assert fast_model(draft) is fast_model(draft)
+        assert fast_model(target, as_draft=True) is fast_model(target)
 
     def test_coupled_samples_are_the_targets(self, micro):
         draft, target = micro
@@ -97,6 +105,44 @@ class TestMicro:
         alone = AutoregressiveDecoder(draft).generate(ids, 16, eos_token_id=None)
         both = SpeculativeDecoder(target, draft, 4).generate(ids, 16, eos_token_id=None)
         assert both.generated_ids == alone.generated_ids
+
+
+def compare_with_eager(wrapper) -> None:
+    """Compiled, a 4-bit target is what it is eagerly, to rounding; a draft has rounded."""
+    ids = torch.tensor([5, 9, 2, 7, 30, 8])
+    exact = wrapper.forward(ids[None])[0][0, 3:]
+
+    def read(as_draft: bool) -> torch.Tensor:
+        model = fast_model(wrapper, as_draft)
+        session = FastSession(model, model.take_cache(64))
+        session.read(ids[:3], keep=1)
+        return session.read(ids[3:], keep=3).logits
+
+    size = exact.abs().max()
+    assert (read(as_draft=False) - exact).abs().max() < 1e-4 * size
+    assert 1e-3 * size < (read(as_draft=True) - exact).abs().max() < 0.1 * size
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_target_never_rounds_also_where_it_is_a_draft_elsewhere(tmp_path):
+    """One 4-bit model is draft and target of a pair: its two compiled passes are not the same."""
+    tokenizer = make_tokenizer()
+    shape = dict(hidden_size=64, intermediate_size=128)
+    make_model("llama", len(tokenizer), **shape).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_model(str(tmp_path), "int4", device="cpu")
+    both = wrap(model, tokenizer)
+    decoder = SpeculativeDecoder(both, both, 2, engine="compiled")
+    assert decoder.generate([5, 9, 2], 4).engine_reason is None
+    compare_with_eager(both)
+    layers = [layer for name, layer in layers_in_4bit(model).items()]
+    assert not any("forward" in vars(layer) for layer in layers)
+    assert all(layer.weight.quant_state for layer in layers)
+    # What was compiled serves a model of the same shape and other weights, scales and offsets.
+    make_model("llama", len(tokenizer), seed=5, **shape).save_pretrained(tmp_path)
+    other, _ = load_model(str(tmp_path), "int4", device="cpu")
+    compare_with_eager(wrap(other, tokenizer))
 
 
 def dequantised(layer) -> torch.Tensor:

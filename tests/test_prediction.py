@@ -158,6 +158,11 @@ class TestPrediction:
         card = published_card("h100", engine)
         return self.request(pair, engine), card, card
 
+    def test_a_draft_of_another_vocabulary_is_launched_from_the_host(self):
+        captured = predict_costs(*self.arguments("tinyllama_llama3", "compiled")).c.value
+        plan = predict_on("h100", self.request("tinyllama_llama3"), None)
+        assert plan["rows"][0]["c"]["value"] > 1.5 * captured
+
     def test_a_pair_that_does_not_fit_says_so(self):
         plan = predict_on("l4", self.request("phi3_llama3"), None)
         assert not plan["both_fit"]

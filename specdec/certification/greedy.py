@@ -3,6 +3,9 @@
 Where it does not, the two tokens' logits say why. A pass over K + 1 rows goes through other matrix
 kernels than a pass over one row and rounds differently, so two logits that are nearly equal can
 change places. How far a logit moves that way is measured on the very texts that were decoded.
+
+An engine may promise more: its own baseline's output, bit for bit. Then that is examined too, and
+no near tie excuses a difference.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ log = get_logger(__name__)
 DRAFT_TOKENS = (1, 2, 4, 8)
 NEW_TOKENS = 48
 NEAR_TIE, DEFECT = "near tie at this dtype", "defect"
+NOT_BITWISE = "differs from the compiled baseline: a defect"
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,12 @@ def check_greedy(
     baseline = pair.decoder(0, "eager")
     decoders = {k: pair.decoder(k, engine) for k in DRAFT_TOKENS}
     engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
-    for k, decoder in decoders.items():
+    own_baseline = pair.decoder(0, engine)
+    for k, decoder in {0: own_baseline, **decoders}.items():
         log.info("preparing K = %d", k)
         decoder.prepare()
+    promised = all(decoder.is_bitwise() for decoder in (own_baseline, *decoders.values()))
+    broken: list[Parting] = []  # promises
     moved = dict.fromkeys(DRAFT_TOKENS, 0.0)
     partings: list[Parting] = []
     for number, prompt in enumerate(prompts, 1):
@@ -63,6 +70,7 @@ def check_greedy(
         ids = encoded.prompt_ids
         alone = baseline.generate(ids, NEW_TOKENS).generated_ids
         one_row = replay(target, ids, alone, rows=1)
+        own = own_baseline.generate(ids, NEW_TOKENS).generated_ids if promised else None
         for k, decoder in decoders.items():
             block = replay(target, ids, alone, rows=k + 1)
             moved[k] = max(moved[k], float((block - one_row).abs().max()))
@@ -71,10 +79,15 @@ def check_greedy(
             together = result.generated_ids
             if together != alone:
                 partings.append(_part(prompt.prompt_id, k, alone, together, one_row, target))
+            if promised and together != own:
+                logits = replay(target, ids, own, rows=1)
+                broken.append(_part(prompt.prompt_id, k, own, together, logits, target))
     verdicts = [_judge(parting, moved[parting.draft_tokens]) for parting in partings]
     apart = {parting.prompt_id for parting in partings}
     return {
-        "verdict": "defect" if DEFECT in verdicts else "pass",
+        "verdict": "defect" if DEFECT in verdicts or broken else "pass",
+        # Whether every output is the compiled baseline's, bit for bit, as promised.
+        "bitwise": promised and not broken,
         "prompts": len(prompts),
         "agreeing": len(prompts) - len(apart),
         "agreeing_by_draft_tokens": {
@@ -87,7 +100,8 @@ def check_greedy(
         "divergences": [
             asdict(parting) | {"verdict": verdict}
             for parting, verdict in zip(partings, verdicts, strict=True)
-        ],
+        ]
+        + [asdict(parting) | {"verdict": NOT_BITWISE} for parting in broken],
     }
 
 

@@ -54,6 +54,7 @@ def _greedy(part: dict, prompts: dict) -> str:
         "",
         f"{part['agreeing']} of {part['prompts']} prompts ({prompts['source']}) agree with the "
         f"target alone, eager, token for token, over {part['max_new_tokens']} tokens, at every K.",
+        *_bitwise(part),
         "",
         "| K | engine | prompts that agree | largest difference of a logit, 1 row against K + 1 |",
         "|---|---|---|---|",
@@ -72,6 +73,12 @@ def _greedy(part: dict, prompts: dict) -> str:
         ]
         lines += [_divergence(divergence) for divergence in part["divergences"]]
     return "\n".join(lines)
+
+
+def _bitwise(part: dict) -> list[str]:
+    if not part["bitwise"]:
+        return []
+    return ["", "Bitwise: at every K it is the output of the compiled target alone, no near tie."]
 
 
 def _divergence(parting: dict) -> str:

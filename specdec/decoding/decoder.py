@@ -147,6 +147,14 @@ class Decoder(ABC):
             return False
         return True
 
+    def is_bitwise(self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> bool:
+        """Whether the engine promises that at temperature 0, or coupled, the output is the same at
+        every K (0, the baseline, with them), bit for bit: on a CPU, where all is compiled.
+
+        With engine "auto": as prepared so far.
+        """
+        return self._fast(Warp(temperature, top_k, top_p)).bitwise
+
     def _prepare(self, warp: Warp, longest: int = 0) -> Fast:
         sampling = self._sampling(warp)
         with self._one_at_a_time:

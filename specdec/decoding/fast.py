@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.none import NoDraft
 from specdec.engine.capture import CapturedRound
+from specdec.engine.compiler import compiling_beside, is_kept
 from specdec.engine.fast_model import FastModel, fast_model
 from specdec.engine.pieces import Round
 from specdec.engine.session import FastSession
@@ -16,6 +17,7 @@ from specdec.method.sampling import Sampling
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
+from specdec.utils.machine import available_cores
 
 log = get_logger(__name__)
 
@@ -28,6 +30,11 @@ class Fast:
     draft: FastModel | None = None
     round: Round | None = None
     reason: str | None = None
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether greedy and coupled output is the compiled baseline's bit for bit, at every K."""
+        return self.round is not None and self.target.rows_apart
 
     def opener(
         self, slots: int, captured: CapturedRound | None, until_the_end: ExitStack
@@ -61,8 +68,10 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
         SpecdecError: with engine "compiled", where the target can't be compiled.
     """
     alone, fast = isinstance(drafter, NoDraft), fast_model(target)
+    draft = None if alone else fast_model(drafter.wrapper, as_draft=True)
     try:
-        verify = fast.run
+        with _others_beside(fast, draft, sampling, whole=drafter.on_host is None):
+            verify = fast.run
         # A target's pass is worth something without its decision only where there is a draft.
         baseline = Round(verify, fast.decide(sampling)) if alone else None
     except Exception as error:  # compilers raise anything
@@ -74,7 +83,6 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     if alone:
         return Fast(fast, None, baseline)
     try:
-        draft = fast_model(drafter.wrapper)
         steps = draft.run
     except Exception as error:
         reason = f"the draft runs eagerly, for it can't be compiled: {_said(error)}"
@@ -90,6 +98,21 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     reason = f"rounds are driven from the host: {reason}"
     log.info("%s", reason)
     return Fast(fast, draft, None, reason)
+
+
+def _others_beside(
+    fast: FastModel, draft: FastModel | None, sampling: Sampling, whole: bool
+) -> AbstractContextManager:
+    """While the target's pass is compiled, another process compiles what else is missing: of
+    `whole` rounds all, else the draft's pass."""
+    if fast.wrapper.device.type != "cpu" or available_cores() < 2 or is_kept(lambda: fast.run):
+        return nullcontext()
+    others = [lambda: fast.decide(sampling)] if whole else []
+    if draft is not None:
+        others.append(lambda: draft.run)
+    if draft is not None and whole:
+        others.append(lambda: draft.choose(sampling, fast.wrapper.vocab_size))
+    return compiling_beside(others)
 
 
 def _said(error: Exception) -> str:

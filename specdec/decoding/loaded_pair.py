@@ -19,6 +19,7 @@ from specdec.models.loading.configuration import source_of
 from specdec.models.loading.random_weights import known_configuration
 from specdec.models.pair import check_pair, load_side
 from specdec.models.registry import ModelPair, ModelSide, get_pair
+from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError
 
@@ -67,6 +68,8 @@ class LoadedPair:
             check_pair(self.entry, self.device, with_draft)
         for name in missing:
             setattr(self, name, load_side(getattr(self.entry, name), self.device))
+        if missing and with_draft and self.draft.is_4bit:
+            share_weights(self.draft.model, self.target.model)
         return self
 
     def decoder(

@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,6 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.kernels.build import instructions, load_operators, source_digest
-from specdec.kernels.formats import MAY_ROUND
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
@@ -33,10 +35,16 @@ from specdec.utils.reproducibility import processor_name
 from specdec.utils.sealed import is_whole, seal
 
 GRAFT = "specdec.kernels.graft"
+# Products of torch's own: how they sum a row depends on how many go with it.
+PRODUCTS = {
+    "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "convolution", "conv1d",
+    "scaled_dot_product_attention",
+}  # fmt: skip
 
 log = get_logger(__name__)
 
 _kept_only: ContextVar[bool] = ContextVar("kept_only", default=False)
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 class NotKept(BaseException):
@@ -54,16 +62,64 @@ def kept_only() -> Iterator[None]:
         _kept_only.reset(token)
 
 
+@contextlib.contextmanager
+def compiling_beside(pieces: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """During this block another process calls `pieces`, each of which compiles something.
+
+    What it compiles is kept, so whoever asks for it after the block finds it, or learns why it
+    can't be compiled. Only on Linux: elsewhere a process can't be copied, and nothing is gained.
+    """
+    if _kept_only.get() or sys.platform != "linux":
+        yield
+        return
+    work = partial(_call_all, pieces, torch.get_num_threads())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other threads are not copied: none is asked for anything
+        beside = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+        beside.start()
+    try:
+        yield
+    finally:
+        beside.join()
+
+
+def _call_all(pieces: Sequence[Callable[[], object]], threads: int) -> None:
+    """Compile for passes on `threads`, with one: those that there were are not in this copy."""
+    torch.set_num_threads(1)
+    _threads.set(threads)
+    for piece in pieces:
+        with contextlib.suppress(Exception):  # it will be asked for again, and then say why
+            piece()
+
+
+def is_kept(piece: Callable[[], object]) -> bool:
+    """Whether a call of `piece` compiles nothing."""
+    try:
+        with kept_only():
+            piece()
+    except NotKept:
+        return False
+    return True
+
+
 def compile_ahead(
-    module: torch.nn.Module, example: tuple, dynamic_shapes: tuple, identity: dict[str, Any]
+    module: torch.nn.Module,
+    example: tuple,
+    dynamic_shapes: tuple,
+    identity: dict[str, Any],
+    label: str | None = None,
 ) -> Callable:
     """A callable that does what `module` does, compiled now or found on disk.
+
+    Its attribute `rows_apart` tells whether what a row gives depends on no row beside it, bit for
+    bit.
 
     Args:
         module: reads its arguments' values nowhere on the host; may write into argument tensors.
         example: arguments of the shapes to come.
         dynamic_shapes: of `torch.export.export`; what is not named there is fixed.
         identity: what decides the code besides the shapes of arguments and weights (JSON).
+        label: what the log calls it.
 
     Raises:
         Exception: whatever the compiler says about a module that it cannot do.
@@ -71,7 +127,7 @@ def compile_ahead(
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
     path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
-    name = type(module).__name__
+    name = label or type(module).__name__
     if _kept_only.get() and not all(is_whole(part) for part in _parts(path)):
         raise NotKept(name)
     load_operators(cache_folder())
@@ -87,8 +143,8 @@ def compile_ahead(
 
 
 def _parts(path: Path) -> list[Path]:
-    """What is kept of a compiled module: the package, and constants that tracing found."""
-    return [path, path.with_suffix(".constants")]
+    """What is kept of a compiled module: the package, and what tracing found."""
+    return [path, path.with_suffix(".traced")]
 
 
 def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
@@ -102,23 +158,44 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
             # The weights stay where they are; `_load` lends them.
             inductor_configs={
                 "aot_inductor.package_constants_in_so": False,
+                "always_keep_tensor_constants": True,  # else those of a few numbers are code
                 "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
+                "cpp.threads": _threads.get() or torch.get_num_threads(),
                 **({} if instructions() == "native" else {"cpp.march": instructions()}),
             },
         )
     # Constants that tracing found and that are nobody's weights.
     found = {name: value for name, value in program.constants.items() if torch.is_tensor(value)}
-    torch.save(found, path.with_suffix(".constants"))
+    traced = {"constants": found, "rows_apart": _rows_apart(program.graph_module)}
+    torch.save(traced, path.with_suffix(".traced"))
     unfinished.replace(path)
     for part in _parts(path):
         seal(part)
+
+
+def _rows_apart(traced: torch.fx.GraphModule) -> bool:
+    """Whether all products are our kernels' (or sums of one number, as those of rotations are)."""
+    graphs = [part.graph for part in traced.modules() if isinstance(part, torch.fx.GraphModule)]
+    products = [
+        node
+        for graph in graphs
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target.namespace == "aten"
+        and node.target._opname in PRODUCTS
+    ]
+    return all(
+        node.target._opname in ("matmul", "bmm") and node.args[0].meta["val"].shape[-1] == 1
+        for node in products
+    )
 
 
 def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
     """What `path` holds: it takes tensors and lists of tensors, and gives a tensor or several."""
     with _quiet():
         package = torch._inductor.aoti_load_package(str(path))
-        known = torch.load(path.with_suffix(".constants")) | weights
+        traced = torch.load(path.with_suffix(".traced"))
+        known = traced["constants"] | weights
         lent = {name: known[name].detach() for name in package.get_constant_fqns()}
         package.load_constants(lent, check_full_update=True, user_managed=True)
 
@@ -131,6 +208,7 @@ def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
         return outputs if len(outputs) > 1 else outputs[0]
 
     call.lent = lent  # they must live as long as it does
+    call.rows_apart = traced["rows_apart"]
     return call
 
 
@@ -146,11 +224,10 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         # What is traced, with what it imports; how it is made; and what stands in for its layers.
         "code": [code_digest(m) for m in (type(module).__module__, __name__, GRAFT)],
         "kernels": [source_digest(), instructions()],
-        "rounds": any(getattr(part, MAY_ROUND, False) for part in module.modules()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],
-        "threads": torch.get_num_threads(),  # written into the loops
+        "threads": _threads.get() or torch.get_num_threads(),  # written into the loops
     }
     text = json.dumps(everything, sort_keys=True, default=str)
     return f"{type(module).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"

@@ -9,13 +9,17 @@ from threading import RLock
 
 import torch
 
-from specdec.decoding.narrow import lay_out_weights, narrow_operators
 from specdec.engine.compiler import compile_ahead
 from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
+from specdec.kernels.build import load_operators
+from specdec.kernels.formats import lay_out_weights
+from specdec.kernels.graft import graft
 from specdec.method.sampling import Sampling, make_noise, widened
 from specdec.models.cache import SLOTS_STEP, FixedCache, GrowingCache
-from specdec.models.wrapper import ModelWrapper
+from specdec.models.loading.memory_check import available_bytes
+from specdec.models.wrapper import ModelWrapper, Read, Session
+from specdec.utils.cache import cache_folder
 from specdec.utils.errors import SpecdecError
 
 RECOMPILE_LIMIT = 64  # variants of one piece on a GPU; PyTorch's own, 8, ends a job
@@ -25,19 +29,24 @@ ROWS = 3  # of an example: any number above 1 stands for all
 _one_at_a_time = RLock()  # compiling lends a model other layers for a while
 
 
-def fast_model(wrapper: ModelWrapper) -> FastModel:
-    """The fast form of this model: there is one."""
+def fast_model(wrapper: ModelWrapper, as_draft: bool = False) -> FastModel:
+    """The fast form of this model: there is one, or, of a 4-bit model on a CPU, one that rounds
+    where it is a draft and one that doesn't where it is a target."""
+    rounds = as_draft and wrapper.is_4bit and wrapper.device.type == "cpu"
     with _one_at_a_time:
-        if wrapper.fast is None:
-            wrapper.fast = FastModel(wrapper)
-        return wrapper.fast
+        if rounds not in wrapper.fast:
+            wrapper.fast[rounds] = FastModel(wrapper, rounds)
+        return wrapper.fast[rounds]
 
 
 class FastModel:
-    """What of a model is compiled. Each piece is tried on a real pass before it counts."""
+    """What of a model is compiled. Each piece is tried on a real pass before it counts.
 
-    def __init__(self, wrapper: ModelWrapper) -> None:
-        self.wrapper = wrapper
+    One that `rounds` is a draft's: see `specdec.kernels.formats.forms`.
+    """
+
+    def __init__(self, wrapper: ModelWrapper, rounds: bool) -> None:
+        self.wrapper, self.rounds = wrapper, rounds
         self._pieces: dict[tuple, Callable] = {}
         self._free: list[FixedCache] = []
         self._example: tuple[torch.Tensor, GrowingCache] | None = None
@@ -52,6 +61,11 @@ class FastModel:
         """The compiled `ModelPass`."""
         return self._piece(("pass",), self._compile_pass)
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether a token's logits depend on no token read beside it, bit for bit."""
+        return getattr(self.run, "rows_apart", False)
+
     def decide(self, sampling: Sampling) -> Callable:
         """The compiled `Decision` about this model's logits."""
         return self._piece(("decide", sampling), lambda: self._compile_decision(sampling))
@@ -65,6 +79,18 @@ class FastModel:
             return None
         address = ("choose", sampling, target_size)
         return self._piece(address, lambda: self._compile_choice(sampling, target_size))
+
+    def read_prompt(self, tokens: torch.Tensor, keep: int) -> tuple[Read, GrowingCache]:
+        """Read the first tokens `[n]` of a text, operation by operation, with our products.
+
+        What the last `keep` of them gave, and the cache. Nothing is rounded for a draft.
+        """
+        session = Session(self.wrapper)
+        if not self._on_cpu:
+            return session.read(tokens, keep), session.cache
+        load_operators(cache_folder())
+        with self.wrapper.lock, graft(self.wrapper.model):
+            return session.read(tokens, keep), session.cache
 
     def take_cache(self, slots: int) -> FixedCache:
         """A cache of at least `slots` places that nobody else has; `give_back` it in the end."""
@@ -82,7 +108,7 @@ class FastModel:
     def _piece(self, address: tuple, compile: Callable[[], Callable]) -> Callable:
         piece = self._pieces.get(address)
         if piece is None:
-            with _one_at_a_time, torch.no_grad():
+            with _one_at_a_time, self.wrapper.lock, torch.no_grad():
                 piece = self._pieces.get(address) or compile()
                 self._pieces[address] = piece
         return piece
@@ -92,15 +118,13 @@ class FastModel:
         """Logits `[1, V]` and cache of a pass over one token: their shapes and dtypes."""
         if self._example is None:
             if self.wrapper.device.type == "cpu":
-                lay_out_weights(self.wrapper.model)
+                lay_out_weights(self.wrapper.model, available_bytes(self.wrapper.device))
             logits, cache = self.wrapper.forward(torch.zeros(1, 1, dtype=torch.long))
             self._example = logits[0, :, : self.wrapper.vocab_size], cache
         return self._example
 
     def _compile_pass(self) -> Callable:
         wrapper = self.wrapper
-        if self._on_cpu and wrapper.is_4bit:
-            raise SpecdecError("4-bit weights can't be compiled for a CPU")
 
         def arguments(rows: int) -> tuple:
             cache = FixedCache(self._sample[1], rows * SLOTS_STEP)
@@ -111,11 +135,13 @@ class FastModel:
         sizes = {0: _dim("rows")}, None, [{0: _dim("slots")}] * buffers
         config = wrapper.model.config.to_dict()
         config.pop("_name_or_path", None)  # where the model lies changes no code
-        identity = {"model": config, "vocabulary": wrapper.vocab_size}
+        identity = {"model": config, "vocabulary": wrapper.vocab_size, "rounds": self.rounds}
         module = ModelPass(wrapper.model, wrapper.vocab_size)
-        operators = narrow_operators if self._on_cpu else gpu_operators
-        layers = partial(operators, wrapper.model)
-        return self._compile(module, arguments, sizes, identity, tries=(1, ROWS), layers=layers)
+        layers = partial(gpu_operators, wrapper.model)
+        if self._on_cpu:
+            layers = partial(graft, wrapper.model, self.rounds)
+        label = f"a pass of {wrapper.name}{' in 4 bits' if wrapper.is_4bit else ''}"
+        return self._compile(module, arguments, sizes, identity, (1, ROWS), label, layers)
 
     def _compile_decision(self, sampling: Sampling) -> Callable:
         def arguments(k: int) -> tuple:
@@ -131,7 +157,8 @@ class FastModel:
         q_rows = {0: k} if sampling.kind.asks_for_q else None
         sizes = {0: k + 1}, {0: k + 1}, q_rows, None, None, _places(sampling), None
         identity = {"sampling": _name(sampling)}
-        return self._compile(Decision(sampling), arguments, sizes, identity, tries=(0, 1, ROWS))
+        label = f"decisions ({_name(sampling)})"
+        return self._compile(Decision(sampling), arguments, sizes, identity, (0, 1, ROWS), label)
 
     def _compile_choice(self, sampling: Sampling, target_size: int) -> Callable:
         def arguments(rows: int) -> tuple:
@@ -140,7 +167,8 @@ class FastModel:
         module = DraftChoice(sampling, self.wrapper.vocab_size, target_size)
         sizes = {0: _dim("rows")}, None, _places(sampling), None
         identity = {"sampling": _name(sampling), "target": target_size}
-        return self._compile(module, arguments, sizes, identity, tries=(1, 2))
+        label = f"a draft's choice ({_name(sampling)})"
+        return self._compile(module, arguments, sizes, identity, (1, 2), label)
 
     def _compile(
         self,
@@ -149,6 +177,7 @@ class FastModel:
         sizes: tuple,
         identity: dict,
         tries: tuple[int, ...],
+        label: str,
         layers: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Callable:
         """A module compiled for `arguments(n)` of any n, with other `layers`, and tried with a few.
@@ -158,7 +187,7 @@ class FastModel:
         """
         if self._on_cpu:
             with layers():
-                compiled = compile_ahead(module, arguments(ROWS), sizes, identity)
+                compiled = compile_ahead(module, arguments(ROWS), sizes, identity, label)
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
@@ -167,7 +196,8 @@ class FastModel:
             given = arguments(n)
             if not self._on_cpu:
                 _mark_dynamic(given, sizes)
-            expected = module(*given)
+            with layers() if self.rounds else nullcontext():  # its rounding is no mistake
+                expected = module(*given)
             # A model's own likeliest token may be a tie; a decision about given logits is none.
             exact = not isinstance(module, ModelPass)
             with layers():  # a GPU's compiler traces only now

@@ -6,12 +6,11 @@ import torch
 
 from specdec.engine.fast_model import FastModel
 from specdec.models.cache import FixedCache
-from specdec.models.wrapper import Read, Session
+from specdec.models.wrapper import Read
 
 
 class FastSession:
-    """Reads with a fast model over a cache that keeps its place; the first read, a prompt, is the
-    reference's own."""
+    """Reads with a fast model over a cache that keeps its place; the first read is a prompt."""
 
     def __init__(self, model: FastModel, cache: FixedCache) -> None:
         self.cache = cache
@@ -21,10 +20,9 @@ class FastSession:
     def read(self, tokens: torch.Tensor, keep: int) -> Read:
         """As `Session.read`."""
         if self.length == 0:
-            plain = Session(self._model.wrapper)
-            read = plain.read(tokens, keep)
-            self.cache.reserve(plain.length)
-            self.cache.fill(plain.cache)
+            read, cache = self._model.read_prompt(tokens, keep)
+            self.cache.reserve(len(tokens))
+            self.cache.fill(cache)
         else:
             reach = self.length + len(tokens)
             self.cache.reserve(reach)

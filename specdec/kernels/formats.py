@@ -13,11 +13,10 @@ BLOCK = 64  # numbers that share a scale, in NF4 as in rows of 8 bits
 SHORT_WEIGHT = "bfloat16_weight"  # a layer's attributes
 INT8_WEIGHT, INT8_SCALE = "int8_weight", "int8_scale"
 NF4_PARTS = ("packed", "scales", "levels", "scale_levels", "scale_scales", "offset")
-MAY_ROUND = "may_round"
 
 
 class Plain:
-    """Weights as numbers, `[out, in]` in a dtype that we compute in; of a draft, maybe 8 bits."""
+    """Weights as numbers, `[out, in]` in a dtype that we compute in."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         self.layer = layer
@@ -29,22 +28,49 @@ class Plain:
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, in]` → `[rows, out]`, bias added, in the dtype of `x`."""
         layer = self.layer
-        if hasattr(layer, INT8_WEIGHT):
-            return torch.ops.specdec.int8_linear(
-                x, getattr(layer, INT8_WEIGHT), getattr(layer, INT8_SCALE), layer.bias
-            )
         return torch.ops.specdec.linear(x, read_weights(layer), layer.bias)
+
+
+class Int8:
+    """A copy of the weights in 8 bits, one scale for each output: the head of a draft that rounds.
+
+    A step reads a quarter or half of the bytes.
+    """
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.layer = layer
+
+    @contextmanager
+    def handed_over(self) -> Iterator[None]:
+        """The layer with the copy: whoever traces it keeps that."""
+        weight = self.layer.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-30) / 127
+        eight = (weight / scale[:, None]).round().char()
+        self.layer.register_buffer(INT8_WEIGHT, eight, persistent=False)
+        self.layer.register_buffer(INT8_SCALE, scale, persistent=False)
+        try:
+            yield
+        finally:
+            delattr(self.layer, INT8_WEIGHT)
+            delattr(self.layer, INT8_SCALE)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """As `Plain.product`."""
+        layer = self.layer
+        return torch.ops.specdec.int8_linear(
+            x, getattr(layer, INT8_WEIGHT), getattr(layer, INT8_SCALE), layer.bias
+        )
 
 
 class Nf4:
     """bitsandbytes' NF4 with double quantisation, read as it lies.
 
-    Computed exactly, in float32, with the weights that bitsandbytes means; or, where the layer
-    `may_round`, with activations and levels in 8 bits.
+    Computed exactly, in float32, with the weights that bitsandbytes means; or, where it `rounds`,
+    with activations and levels in 8 bits.
     """
 
-    def __init__(self, layer: torch.nn.Module) -> None:
-        self.layer = layer
+    def __init__(self, layer: torch.nn.Module, rounds: bool) -> None:
+        self.layer, self.rounds = layer, rounds
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
@@ -66,26 +92,31 @@ class Nf4:
         """As `Plain.product`."""
         layer = self.layer
         parts = [getattr(layer, f"nf4_{name}") for name in NF4_PARTS]
-        return torch.ops.specdec.nf4_linear(
-            x, *parts, layer.out_features, layer.bias, getattr(layer, MAY_ROUND, False)
-        )
+        return torch.ops.specdec.nf4_linear(x, *parts, layer.out_features, layer.bias, self.rounds)
 
 
-def forms(model: torch.nn.Module) -> list[Plain | Nf4]:
+def forms(model: torch.nn.Module, may_round: bool = False) -> list[Plain | Int8 | Nf4]:
     """The linear layers of a model that our kernels can read.
+
+    A 4-bit *draft* `may_round` where it pays: q is what its tokens were drawn from, so nothing is
+    lost but acceptance. Never a target. Its 4-bit layers then compute with activations in 8 bits,
+    and its output head is read in 8 bits.
 
     A layer with a `forward` of its own is in somebody's hands, and classes made from these may
     compute something else.
     """
     found = []
+    head = model.get_output_embeddings() if may_round else None
     for layer in model.modules():
         if "forward" in vars(layer):
             continue
         if type(layer) in (torch.nn.Linear, Conv1D):
-            if layer.weight.dtype in COMPUTED and read_weights(layer).is_contiguous():
+            if layer is head and type(layer) is torch.nn.Linear and layer.in_features % BLOCK == 0:
+                found.append(Int8(layer))
+            elif layer.weight.dtype in COMPUTED and read_weights(layer).is_contiguous():
                 found.append(Plain(layer))
         elif _is_nf4(layer):
-            found.append(Nf4(layer))
+            found.append(Nf4(layer, may_round))
     return found
 
 
@@ -112,24 +143,6 @@ def read_weights(layer: torch.nn.Module) -> torch.Tensor:
     """The weights `[out, in]` that a pass reads."""
     short = getattr(layer, SHORT_WEIGHT, None)
     return _by_output(layer, layer.weight) if short is None else short
-
-
-def let_round(model: torch.nn.Module) -> None:
-    """Have a 4-bit *draft* round where it pays: q is what its tokens were drawn from, so nothing is
-    lost but acceptance. Never for a target.
-
-    Its 4-bit layers compute with activations in 8 bits. Its output head gets a copy in 8 bits, one
-    scale for each token (a quarter or half of the bytes of the head, which a step would read).
-    """
-    for form in forms(model):
-        if isinstance(form, Nf4):
-            setattr(form.layer, MAY_ROUND, True)
-    head = model.get_output_embeddings()
-    if type(head) is torch.nn.Linear and head.in_features % BLOCK == 0:
-        weight = head.weight.detach().float()
-        scale = weight.abs().amax(1).clamp(min=1e-30) / 127
-        head.register_buffer(INT8_WEIGHT, (weight / scale[:, None]).round().char(), False)
-        head.register_buffer(INT8_SCALE, scale, persistent=False)
 
 
 def _is_nf4(layer: torch.nn.Module) -> bool:

@@ -11,23 +11,23 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from specdec.kernels.formats import COMPUTED, Nf4, Plain, forms
+from specdec.kernels.formats import COMPUTED, Int8, Nf4, Plain, forms
 
 ATTENTION = "specdec"
 
 
 @contextmanager
-def graft(model: torch.nn.Module) -> Iterator[None]:
+def graft(model: torch.nn.Module, may_round: bool = False) -> Iterator[None]:
     """Our operators in place of a model's linear layers and attention, where they can do what is
     asked: eagerly or traced, for any number of rows, which may be a symbolic size.
 
     A row's result then does not depend on the rows beside it, bit for bit. What decides is dtype
     and layout alone. Weights in 4 bits are handed over as plain buffers, so that the model can be
-    exported.
+    exported. A 4-bit draft `may_round` (see `forms`).
     """
     attention = getattr(model.config, "_attn_implementation", None)
     with ExitStack() as stack:
-        for form in forms(model):
+        for form in forms(model, may_round):
             stack.enter_context(form.handed_over())
             form.layer.forward = partial(_linear, form)
             stack.callback(delattr, form.layer, "forward")
@@ -39,7 +39,7 @@ def graft(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-def _linear(form: Plain | Nf4, x: torch.Tensor) -> torch.Tensor:
+def _linear(form: Plain | Int8 | Nf4, x: torch.Tensor) -> torch.Tensor:
     y = form.product(x.reshape(-1, x.shape[-1]))
     return y.view(*x.shape[:-1], y.shape[-1])
 

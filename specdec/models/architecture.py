@@ -9,6 +9,7 @@ read in each way, not by their names, so that a model of tomorrow is told too.
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 
 from specdec.models.cache import GrowingCache
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
@@ -24,9 +25,10 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
     """Raise SpecdecError unless a model can be read with a cache and rolled back, exactly.
 
     Four short passes. What they can't tell is let pass: logits that are not finite (whoever decodes
-    says so), a context that is shorter than the text.
+    says so), a context that is shorter than the text. So is a model that transformers doesn't know:
+    who wrote it may count its passes, and knows what it keeps.
     """
-    if device.type == "meta":  # sizes without weights: nothing to read with
+    if not isinstance(model, PreTrainedModel) or device.type == "meta":  # that has no logits
         return
     if getattr(model, "_is_stateful", False):
         raise _refusal(
@@ -37,7 +39,7 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
         return
     ids = (7 * torch.arange(TOKENS, device=device)[None] + 3) % config.vocab_size  # [1, TOKENS]
     try:
-        whole = _logits(model, ids, None)
+        whole = _logits(model, ids, GrowingCache())
         cache = GrowingCache()
         parts = [_logits(model, ids[:, :SOME], cache), _logits(model, ids[:, SOME:], cache)]
         length = cache.length
@@ -68,10 +70,9 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
 
 
 @torch.no_grad()
-def _logits(model: torch.nn.Module, ids: torch.Tensor, cache: GrowingCache | None) -> torch.Tensor:
+def _logits(model: torch.nn.Module, ids: torch.Tensor, cache: GrowingCache) -> torch.Tensor:
     """Logits `[n, V]` in float32 of ids `[1, n]` that follow what the cache holds."""
-    keep = cache is not None
-    return model(ids, past_key_values=cache, use_cache=keep).logits[0].float()
+    return model(ids, past_key_values=cache, use_cache=True).logits[0].float()
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor, model: torch.nn.Module) -> bool:

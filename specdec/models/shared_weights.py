@@ -16,6 +16,7 @@ def share_weights(draft: torch.nn.Module, target: torch.nn.Module) -> bool:
     same = all(
         name in theirs
         and theirs[name].shape == part.shape
+        and theirs[name].device == part.device
         and torch.equal(part.to(theirs[name].dtype), theirs[name])
         for name, part in own
     )

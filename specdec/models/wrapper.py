@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from functools import cached_property
+from threading import RLock
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,8 @@ class ModelWrapper:
                 self.name,
                 ", ".join(self.ignored_settings),
             )
-        self.fast = None  # its fast form, which specdec.engine makes
+        self.fast = {}  # its fast forms, which specdec.engine makes
+        self.lock = RLock()  # held by whoever has the model compute with other layers for a while
         # Some models written outside transformers cannot be asked for the last logits only.
         self._limits_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -121,9 +123,10 @@ class ModelWrapper:
         if use_cache and cache is None:
             cache = GrowingCache()
         options = {"logits_to_keep": logits_to_keep} if self._limits_logits else {}
-        logits = self.model(
-            input_ids.to(self.device), past_key_values=cache, use_cache=use_cache, **options
-        ).logits
+        with self.lock:
+            logits = self.model(
+                input_ids.to(self.device), past_key_values=cache, use_cache=use_cache, **options
+            ).logits
         return logits[:, -logits_to_keep:], cache
 
     def get_cache_length(self, cache) -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,18 +49,27 @@ class Card:
         return max(reading, 2 * rows * work.products / self.peak[work.dtype])
 
 
+def from_host(card: Card, name: str) -> Card:
+    """The same card where a compiled pass is no part of a captured round: the host launches it."""
+    return replace(card, operation=_published(name)["kernel_eager"], operations_overlap=True)
+
+
 def published_card(name: str, engine: str) -> Card:
     """A card of `config/cards.yaml`.
 
     Raises:
         SpecdecError: where there is none of that name.
     """
+    return _card(_published(name), engine)
+
+
+def _published(name: str) -> dict[str, Any]:
     cards = read_yaml(CARDS_PATH)
     if name not in cards:
         close = difflib.get_close_matches(name, cards, n=1)
         guess = f"; did you mean '{close[0]}'?" if close else ""
         raise SpecdecError(f"--on: no card '{name}' is known{guess}; known: {', '.join(cards)}")
-    return _card(cards[name], engine)
+    return cards[name]
 
 
 def _card(figures: dict[str, Any], engine: str) -> Card:

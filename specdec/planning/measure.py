@@ -28,7 +28,9 @@ def random_tokens(wrapper: ModelWrapper, count: int) -> torch.Tensor:
     return torch.randint(wrapper.vocab_size, (count,), generator=generator).to(wrapper.device)
 
 
-def reader(wrapper: ModelWrapper, context: int, most: int, engine: str) -> Session | FastSession:
+def reader(
+    wrapper: ModelWrapper, context: int, most: int, engine: str, as_draft: bool = False
+) -> Session | FastSession:
     """A session behind `context` tokens, for passes over up to `most` more.
 
     The cache is filled with what one token left in it, over and over: a pass takes as long whatever
@@ -41,7 +43,7 @@ def reader(wrapper: ModelWrapper, context: int, most: int, engine: str) -> Sessi
         session.cache.update(keys, values, layer)
     if engine == "eager":
         return session
-    model = fast_model(wrapper)
+    model = fast_model(wrapper, as_draft)
     fast = FastSession(model, model.take_cache(context + most))
     fast.cache.fill(session.cache)
     fast.length = context

@@ -14,8 +14,9 @@ from typing import Any
 from specdec.analysis.statistics import ratio
 from specdec.analysis.tables import load_table
 from specdec.analysis.theory import speedup, tokens_per_round
+from specdec.models.loading.random_weights import known_configuration
 from specdec.planning.calibration import measure_card
-from specdec.planning.cards import Card, published_card
+from specdec.planning.cards import Card, from_host, published_card
 from specdec.planning.costs import ACCEPTANCE, Costs, Estimate, Request
 from specdec.planning.plan import GB, make_plan
 from specdec.planning.work import Work, count_work, launches
@@ -25,7 +26,11 @@ from specdec.utils.errors import SpecdecError
 def predict_on(name: str, request: Request, acceptance: str | None) -> dict[str, Any]:
     """The plan of a pair on a published card, as `make_plan` makes it of measured costs."""
     card = published_card(name, request.engine)
-    costs = predict_costs(request, card, card)
+    # A draft of another vocabulary is driven from the host, token by token.
+    sides = request.draft, request.target
+    sizes = {known_configuration(side).get_text_config().vocab_size for side in sides}
+    draft_card = card if len(sizes) == 1 else from_host(card, name)
+    costs = predict_costs(request, draft_card, card)
     head = {
         "predicted": True,
         "pair": request.pair,
