@@ -126,6 +126,11 @@ class TestMeasures:
         assert shown == [("a", 1.0), ("b", 2.0)]
         assert {name: list(values) for name, values in samples.items()} == {"a": [1], "b": [2]}
 
+    def test_past_the_deadline_what_is_not_essential_is_left_out(self):
+        measures = {"a": lambda: 1.0, "b": lambda: 2.0, "c": lambda: 3.0}
+        samples = interleave(measures, 60, 1, deadline=perf_counter(), essential=2)
+        assert list(samples) == ["a", "b"]
+
     def test_an_interruption_leaves_the_turns_that_are_whole(self):
         calls = iter(range(5))  # a warm-up of each, a turn, and half of one
 
@@ -187,11 +192,12 @@ class TestCosts:
         with pytest.raises(SpecdecError, match="pair tiny, llama .* alone: needs"):
             measure_costs(request())
 
-    def test_without_time_each_quantity_is_measured_once_and_the_rule_alone(self):
+    def test_without_time_the_smallest_K_is_measured_once_and_the_rule_alone(self, caplog):
         measured = measure_costs(replace(request(), seconds=60, budget=0))
+        assert "no time for K = 3 within --budget" in caplog.messages
         assert measured.overhead_of.startswith("the acceptance rule alone (--budget")
         assert measured.c.value > 0 and np.isnan(measured.c.low)
-        assert list(measured.v) == list(measured.h) == [1, 3]
+        assert list(measured.v) == list(measured.h) == [1]
 
     def test_each_quantity_is_told_as_it_comes_with_the_time_that_remains(self, caplog):
         with caplog.at_level("INFO"):

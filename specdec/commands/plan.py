@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=float,
         default=120.0,
-        help="seconds that all of it may take, about; each quantity is measured once at least",
+        help="seconds that all of it may take, about; a K that it leaves no time for is left out",
     )
     parser.add_argument(
         "--on",

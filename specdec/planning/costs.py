@@ -35,6 +35,7 @@ log = get_logger("plan")
 ACCEPTANCE = 0.8  # forced in the rounds that are timed; what a round costs hardly depends on it
 FEWEST_PASSES, FEWEST_ROUNDS = 7, 2  # samples of each kind, however long they take
 DRAWS = 2000  # of the bootstrap
+ESSENTIAL = 3  # measures: a draft step, a target step, a pass of the smallest K
 NOT_MEASURED = "nothing: interrupted before it was measured, so S is without it"
 
 
@@ -105,8 +106,9 @@ def make_request(
 def measure_costs(request: Request) -> Costs:
     """Measure a pair's shapes, together where they fit, else one after the other.
 
-    Each quantity is told when it is first measured. At least one sample of each is taken, however
-    small the budget; of an interruption (Ctrl-C) what was measured before comes back.
+    Each quantity is told when it is first measured. However small the budget, one sample is taken
+    of what the smallest K needs; a K that it leaves no time for is left out. Of an interruption
+    (Ctrl-C) what was measured before comes back.
 
     Raises:
         SpecdecError: where not even one of them fits, or the context is too short.
@@ -141,7 +143,8 @@ def _measure_together(request: Request) -> Costs:
     overhead_of = NOT_MEASURED
     try:
         passes = _passes("draft", draft, [1], request) | _target_passes(target, request)
-        clock.measure(passes, 1 / 2, FEWEST_PASSES, times)
+        clock.measure(passes, 1 / 2, FEWEST_PASSES, times, ESSENTIAL)
+        request = _measured(request, times)
         if draft.vocab_size != target.vocab_size:
             rests, fewest = _rule_rests(target, request), FEWEST_PASSES
             overhead_of = "the acceptance rule alone (two vocabulary sizes)"
@@ -164,6 +167,7 @@ def _measure_apart(request: Request) -> Costs:
     overhead_of = "the acceptance rule alone (one model at a time fits)"
     try:
         _time_target_alone(request, clock, times)
+        request = _measured(request, times)
         _time_draft_alone(request, clock, times)
         return _costs(times, request, overhead_of, paired=False)
     except KeyboardInterrupt:
@@ -172,8 +176,9 @@ def _measure_apart(request: Request) -> Costs:
 
 def _time_target_alone(request: Request, clock: Clock, times: dict) -> None:
     target = _load(request.target, request)
-    passes = _target_passes(target, request) | _rule_rests(target, request)
-    clock.measure(passes, 3 / 4, FEWEST_PASSES, times)
+    passes = _rule_rests(target, request) | _target_passes(target, request)
+    # The rule's measures take next to nothing; of the passes, one token and one K.
+    clock.measure(passes, 3 / 4, FEWEST_PASSES, times, len(passes) - len(request.draft_tokens) + 1)
 
 
 def _time_draft_alone(request: Request, clock: Clock, times: dict) -> None:
@@ -193,8 +198,18 @@ class Clock:
         """Seconds of the budget."""
         return max(0.0, self._deadline - perf_counter())
 
-    def measure(self, measures: dict, share: float, at_least: int, times: dict) -> None:
-        """Sample measures into `times` for a share of the request's seconds, within the budget."""
+    def measure(
+        self,
+        measures: dict,
+        share: float,
+        at_least: int,
+        times: dict,
+        essential: int | None = None,
+    ) -> None:
+        """Sample measures into `times` for a share of the request's seconds, within the budget.
+
+        `essential` is as in `interleave`.
+        """
         seconds = share * self._request.seconds
         left = len(measures)
 
@@ -209,7 +224,15 @@ class Clock:
                 self.remaining,
             )
 
-        interleave(measures, seconds, at_least, self._deadline, show, times)
+        interleave(measures, seconds, at_least, self._deadline, show, times, essential)
+
+
+def _measured(request: Request, times: dict) -> Request:
+    """The request with the K that there was time for."""
+    ks = [k for k in request.draft_tokens if f"target {k + 1}" in times]
+    if left_out := [str(k) for k in request.draft_tokens if k not in ks]:
+        log.warning("no time for K = %s within --budget", ", ".join(left_out))
+    return replace(request, draft_tokens=ks)
 
 
 def _rounds_would_take(times: dict, request: Request) -> float:

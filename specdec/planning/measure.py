@@ -112,6 +112,7 @@ def interleave(
     deadline: float = math.inf,
     show: Callable[[str, float], None] = lambda name, seconds: None,
     times: dict[str, np.ndarray] | None = None,
+    essential: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Samples of each measure, taken in turn for about `seconds`, each as often as the others.
 
@@ -121,11 +122,15 @@ def interleave(
     Args:
         deadline: of `perf_counter`: no turn begins that would end after it, `at_least` or not.
         times: where the samples are put, also when the measuring is interrupted.
+        essential: how many of the measures, the first, are taken once whatever the deadline; of
+            the others none begins after it. None: all of them.
     """
     times = {} if times is None else times
     first, samples = {}, {name: [] for name in measures}
     try:
-        for name, measure in measures.items():
+        for place, (name, measure) in enumerate(measures.items()):
+            if perf_counter() > deadline and essential is not None and place >= essential:
+                break
             first[name] = measure()
             show(name, first[name])
         order, begin = list(measures), perf_counter()
