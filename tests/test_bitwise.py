@@ -11,16 +11,16 @@ import torch
 from specdec.certification.greedy import DRAFT_TOKENS, NOT_BITWISE, check_greedy
 from specdec.data.dataset import Prompt
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.compiler import _rows_apart
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.compiler import _rows_apart
 from specdec.models.registry import ModelPair, ModelSide
 from tests.checks import needs_compiler
 from tests.tiny import make_model, perturbed, wrap
 
 PROMPTS = [[5, 9, 2, 7, 300], list(range(20, 90))]
-PAIR = ModelPair("tiny", ModelSide("draft"), ModelSide("target"))
+PAIR = ModelPair("tiny", ModelSide("draft", "float32"), ModelSide("target", "float32"))
 
 
 @needs_compiler

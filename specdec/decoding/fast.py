@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
-from specdec.decoding.compiler import compiling_beside, is_kept
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.none import NoDraft
 from specdec.engine.capture import CapturedRound
+from specdec.engine.compiler import compiling_beside, is_kept
 from specdec.engine.fast_model import FastModel, fast_model
 from specdec.engine.pieces import Round
 from specdec.engine.session import FastSession
