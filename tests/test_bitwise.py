@@ -20,7 +20,7 @@ from tests.checks import needs_compiler
 from tests.tiny import make_model, perturbed, wrap
 
 PROMPTS = [[5, 9, 2, 7, 300], list(range(20, 90))]
-PAIR = ModelPair("tiny", ModelSide("draft"), ModelSide("target"))
+PAIR = ModelPair("tiny", ModelSide("draft", "float32"), ModelSide("target", "float32"))
 
 
 @needs_compiler

@@ -172,7 +172,8 @@ def _warm_up(
     encoded, budget = pair.encode(prompts[0].text), min(WARM_UP_TOKENS, job.max_new_tokens)
     forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
     longest = max(map(len, forms)) + job.max_new_tokens
-    for k, decoder in decoders.items():
+    # Most first: with a draft there are two models to compile, side by side.
+    for k, decoder in sorted(decoders.items(), reverse=True):
         decoder.prepare(job.temperature, longest=longest)
         result = _generate(job, decoder, encoded, budget)
         reason = f" ({result.engine_reason})" if result.engine_reason else ""
