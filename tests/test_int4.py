@@ -120,7 +120,7 @@ def compare_with_eager(wrapper) -> None:
 
     size = exact.abs().max()
     assert (read(as_draft=False) - exact).abs().max() < 1e-4 * size
-    assert 1e-3 * size < (read(as_draft=True) - exact).abs().max() < 0.1 * size
+    assert 1e-3 * size < (read(as_draft=True) - exact).abs().max() < 0.3 * size
 
 
 @needs_compiler
