@@ -313,7 +313,13 @@ class TestTooLarge:
         memory(0.3)
         job = make_job(get_pair("micro"), K=2, paired=False)
         with pytest.raises(SpecdecError, match="pair micro: needs 0.5 GB"):
-            run_job(job, [], tmp_path / "progress", tmp_path / "out", lambda: None)
+            run_job(
+                job,
+                [Prompt("code_000", "code", "def f(", 3)],
+                tmp_path / "progress",
+                tmp_path / "out",
+                lambda: None,
+            )
 
     def test_the_baseline_needs_its_target_only(self, memory):
         memory(0.05)
