@@ -20,9 +20,9 @@ def check_peers(settings: Settings) -> None:
     """Raise SpecdecError for a peer that can't be had, before anything is loaded."""
     if "llama.cpp" not in settings.against:
         return
-    require("peers", ["xllamacpp", "gguf"], "--against llama.cpp")
     if settings.temperature > 0:
         raise SpecdecError("--against llama.cpp compares greedy output; leave --temperature at 0")
+    require("peers", ["xllamacpp", "gguf"], "--against llama.cpp")
 
 
 def peer_arms(
