@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import nullcontext
 
@@ -38,6 +39,16 @@ def tiny_wrapper(tiny_tokenizer):
 def tiny_pair(tiny_tokenizer, tiny_wrapper):
     """`(draft, target)` of one tokenizer; the draft agrees with the target now and then."""
     return wrap(perturbed(tiny_wrapper.model), tiny_tokenizer), tiny_wrapper
+
+
+@pytest.fixture(autouse=True)
+def log_lines_go_where_they_went():
+    """A command that sends its log lines to stdout does so for its own test alone."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+    before = [(log, log.handlers) for log in loggers if log.name.startswith("specdec.")]
+    yield
+    for log, handlers in before:
+        log.handlers = handlers
 
 
 @pytest.fixture

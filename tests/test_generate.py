@@ -139,8 +139,9 @@ class Stdin(io.TextIOWrapper):
 
 
 @pytest.fixture
-def generate(registry, monkeypatch, capsys):
-    """Runs the command; returns what it printed."""
+def generate(registry, monkeypatch, capsys, tmp_path):
+    """Runs the command, with nothing compiled before; returns what it printed."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "compiled"))
 
     def run(*arguments: str, pair: str = "plain", stdin: Stdin | None = None) -> str:
         monkeypatch.setattr(sys, "stdin", stdin or Stdin(b""))
