@@ -25,9 +25,10 @@ def compile_double(tmp_path, monkeypatch):
 
     def compile_quickly(module, example, dynamic_shapes, path):
         asked.append(path.name)
-        path.write_bytes(b"a package")
-        path.with_suffix(".traced").write_bytes(b"traced")
-        for part in compiler._parts(path):
+        package = path.with_suffix(".pt2")
+        package.write_bytes(b"a package")
+        torch.save({"steps": [{"package": package.name}]}, path)
+        for part in (package, path):
             compiler.seal(part)
 
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
@@ -47,7 +48,7 @@ def test_what_was_compiled_is_found_again(compile_double):
     assert run(model="another") != run() and len(asked) == 2
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".traced", ".pt2.sha256"])
+@pytest.mark.parametrize("suffix", [".pt2", ".plan", ".pt2.sha256", ".plan.sha256"])
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_what_is_damaged_is_made_again_with_a_line(compile_double, suffix, damage, caplog):
     run, asked = compile_double

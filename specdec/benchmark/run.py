@@ -71,7 +71,8 @@ def compare(pair: LoadedPair, settings: Settings, show: Callable[[str], None]) -
 
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     began = perf_counter()
-    for decoder in decoders.values():
+    # Most first: with a draft there are two models to compile, side by side.
+    for decoder in reversed(decoders.values()):
         decoder.prepare(settings.temperature, settings.top_k, settings.top_p)
     with PowerSampler(pair.target.device) as warming:
         first = _warm_up([*own, *bare], longest)

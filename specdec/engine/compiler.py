@@ -1,8 +1,9 @@
 """Compile a module ahead of time for a CPU, once: the outcome is kept on disk for other processes.
 
 The compiler is PyTorch's (`torch.export`, then AOTInductor), which writes and builds C++. What it
-makes depends on shapes and code, not on weights: those are lent to it when it is loaded, so a file
-takes a few MB and a second process starts in milliseconds.
+makes depends on shapes and code, not on weights: those are among the arguments, so a file takes a
+few MB and a second process starts in milliseconds. A model is compiled in segments, layers that are
+alike once (`specdec.engine.segments`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
+from specdec.engine.segments import Segment, cut
 from specdec.kernels.build import instructions, load_operators, source_digest
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
@@ -126,13 +128,13 @@ def compile_ahead(
     """
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights |= dict(module.named_buffers(remove_duplicate=False))
-    path = cache_folder() / f"{_digest(module, weights, example, identity)}.pt2"
+    path = cache_folder() / f"{_digest(module, weights, example, identity)}.plan"
     name = label or type(module).__name__
-    if _kept_only.get() and not all(is_whole(part) for part in _parts(path)):
+    if _kept_only.get() and not _is_kept(path):
         raise NotKept(name)
     load_operators(cache_folder())
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for %s", name)):
-        if not all(is_whole(part) for part in _parts(path)):
+        if not _is_kept(path):
             if path.exists():
                 log.warning("%s is not as it was written: compiling %s again", path, name)
             log.info("compiling %s …", name)
@@ -142,35 +144,74 @@ def compile_ahead(
     return _load(path, weights)
 
 
-def _parts(path: Path) -> list[Path]:
-    """What is kept of a compiled module: the package, and what tracing found."""
-    return [path, path.with_suffix(".traced")]
+def _is_kept(path: Path) -> bool:
+    """Whether the plan at `path` is there, and the packages that it names."""
+    if not is_whole(path):
+        return False
+    return all(is_whole(path.with_name(step["package"])) for step in torch.load(path)["steps"])
 
 
 def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
-    """Build the package at `path`; it appears there whole."""
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    """Build the packages of a module, and the plan of their calls at `path`.
+
+    A plan is about values: the arguments first, then what each call in turn gives. A call takes
+    some of them, by number, and weights and constants, by name.
+    """
     with _quiet(), torch.no_grad():
         program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes, strict=False)
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(unfinished),
-            # The weights stay where they are; `_load` lends them.
-            inductor_configs={
-                "aot_inductor.package_constants_in_so": False,
-                "always_keep_tensor_constants": True,  # else those of a few numbers are code
-                "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
-                "cpp.threads": _threads.get() or torch.get_num_threads(),
-                **({} if instructions() == "native" else {"cpp.march": instructions()}),
-            },
-        )
-    # Constants that tracing found and that are nobody's weights.
-    found = {name: value for name, value in program.constants.items() if torch.is_tensor(value)}
-    traced = {"constants": found, "rows_apart": _rows_apart(program.graph_module)}
-    torch.save(traced, path.with_suffix(".traced"))
+    signature = program.graph_signature
+    known: dict[str, int | str] = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+        **{name: number for number, name in enumerate(signature.user_inputs)},
+    }
+    steps, count = [], len(signature.user_inputs)
+    for segment in cut(program):
+        package = _compile_segment(segment, path.parent)
+        takes = [known[node.name] for node in segment.inputs]
+        steps.append({"package": package.name, "takes": takes})
+        for node in segment.outputs:
+            known[node.name] = count
+            count += 1
+    constants = signature.inputs_to_lifted_tensor_constants.values()  # that are nobody's weights
+    plan = {
+        "steps": steps,
+        "gives": [known[name] for name in signature.user_outputs],
+        "constants": {name: program.constants[name] for name in constants},
+        "rows_apart": _rows_apart(program.graph_module),
+    }
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    torch.save(plan, unfinished)
     unfinished.replace(path)
-    for part in _parts(path):
-        seal(part)
+    seal(path)
+
+
+def _compile_segment(segment: Segment, folder: Path) -> Path:
+    """Its package, which segments that are alike share, of whatever model; it appears whole."""
+    settings = {
+        "always_keep_tensor_constants": True,  # else those of a few numbers are code
+        "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
+        "cpp.threads": _threads.get() or torch.get_num_threads(),  # written into the loops
+        **({} if instructions() == "native" else {"cpp.march": instructions()}),
+    }
+    path = folder / f"Segment-{_hash({'does': segment.text(), 'by': settings, **_means()})}.pt2"
+    with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for a part of it")):
+        if not is_whole(path):
+            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+            with _quiet(), torch.no_grad():
+                program = torch.export.export(
+                    segment.module,
+                    segment.examples(),
+                    dynamic_shapes=segment.dynamic_shapes(),
+                    strict=False,
+                )
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(unfinished), inductor_configs=settings
+                )
+            unfinished.replace(path)
+            seal(path)
+    return path
 
 
 def _rows_apart(traced: torch.fx.GraphModule) -> bool:
@@ -191,29 +232,45 @@ def _rows_apart(traced: torch.fx.GraphModule) -> bool:
 
 
 def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
-    """What `path` holds: it takes tensors and lists of tensors, and gives a tensor or several."""
-    with _quiet():
-        package = torch._inductor.aoti_load_package(str(path))
-        traced = torch.load(path.with_suffix(".traced"))
-        known = traced["constants"] | weights
-        lent = {name: known[name].detach() for name in package.get_constant_fqns()}
-        package.load_constants(lent, check_full_update=True, user_managed=True)
+    """What the plan at `path` does: it takes tensors and lists of tensors, and gives a tensor or
+    several."""
+    plan = torch.load(path)
+    known = {name: value.detach() for name, value in (plan["constants"] | weights).items()}
+    steps = []
+    for step in plan["steps"]:
+        # The weights stay where they are; values take their places among them in each call.
+        given = [known.get(value) for value in step["takes"]]
+        places = [(i, value) for i, value in enumerate(step["takes"]) if isinstance(value, int)]
+        steps.append((_package(path.with_name(step["package"])), given, places))
+    gives = plan["gives"]
 
     def call(*arguments):
-        # PyTorch's own call reads a description of its arguments from JSON, each time.
-        flat = []
+        values = []
         for part in arguments:
-            flat += part if isinstance(part, list) else (part,)
-        outputs = package.loader.boxed_run(flat)
-        return outputs if len(outputs) > 1 else outputs[0]
+            values += part if isinstance(part, list) else (part,)
+        for run, given, places in steps:
+            given = given.copy()
+            for place, value in places:
+                given[place] = values[value]
+            values += run(given)
+        if len(gives) == 1:
+            return values[gives[0]]
+        return [values[value] for value in gives]
 
-    call.lent = lent  # they must live as long as it does
-    call.rows_apart = traced["rows_apart"]
+    call.rows_apart = plan["rows_apart"]
     return call
 
 
+@cache
+def _package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """What a package does; models share it. (PyTorch's own call reads a description of its
+    arguments from JSON, each time.)"""
+    with _quiet():
+        return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+
+
 def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
-    """A name for the outcome: of all that the compiler's output depends on."""
+    """A name for the plan: of all that it and what it calls depend on."""
     shapes = []
     tree_map_only(torch.Tensor, lambda t: shapes.append(_form(t)), example)
     everything = {
@@ -221,16 +278,28 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: _form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        # What is traced, with what it imports; how it is made; and what stands in for its layers.
-        "code": [code_digest(m) for m in (type(module).__module__, __name__, GRAFT)],
+        "traced": code_digest(type(module).__module__),  # with what it imports
+        "threads": _threads.get() or torch.get_num_threads(),
+        **_means(),
+    }
+    return f"{type(module).__name__}-{_hash(everything)}"
+
+
+def _means() -> dict[str, Any]:
+    """By what something is compiled, and for which machine."""
+    return {
+        # How it is made, and what stands in for a model's layers.
+        "code": [code_digest(module) for module in (__name__, GRAFT)],
         "kernels": [source_digest(), instructions()],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": [processor_name(), torch.backends.cpu.get_cpu_capability()],
-        "threads": _threads.get() or torch.get_num_threads(),  # written into the loops
     }
+
+
+def _hash(everything: dict) -> str:
     text = json.dumps(everything, sort_keys=True, default=str)
-    return f"{type(module).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _form(tensor: torch.Tensor) -> list:
