@@ -18,6 +18,7 @@ from bitsandbytes.functional import quantize_4bit
 
 from specdec.engine.compiler import cache_folder
 from specdec.kernels.build import instruction_set, load_operators
+from specdec.kernels.formats import nf4_scales
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCABULARY = 30, 576, 9, 3, 64, 1536, 49152
 LAYER = [  # (out, in)
@@ -73,8 +74,7 @@ def main() -> None:
                 "layers": each(layers, lambda x, w: ops.linear(x, w, None)),
                 "head": each([head], lambda x, w: ops.linear(x, w, None)),
                 "layers4": lambda x=x: [
-                    ops.nf4_linear(x[width], *parts, out, None, True)
-                    for (out, width), parts in layers4
+                    ops.nf4_rounded_linear(x[width], *parts, None) for width, parts in layers4
                 ],
                 "head8": each([head8], lambda x, w: ops.int8_linear(x, w, scale, None)),
             },
@@ -105,12 +105,12 @@ def main() -> None:
         print(f"{context:6} slots: " + ", ".join(line))
 
 
-def in_4_bits(weight: torch.Tensor) -> tuple[torch.Size, list[torch.Tensor]]:
-    """A weight's shape and its parts in NF4, as `nf4_linear` takes them."""
+def in_4_bits(weight: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
+    """A weight's width and its parts in NF4, as `nf4_rounded_linear` takes them."""
     packed, state = quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=True)
     second = state.state2
-    parts = [packed, state.absmax, state.code, second.code, second.absmax, state.offset]
-    return weight.shape, parts
+    scales = nf4_scales(state.absmax, second.code, second.absmax, state.offset)
+    return weight.shape[1], [packed, scales.view(len(weight), -1), state.code]
 
 
 def shortest(actions: dict[str, Callable], repeats: int) -> dict[str, float]:

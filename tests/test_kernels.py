@@ -144,38 +144,42 @@ def in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
 def test_4_bit_weights_are_read_as_they_lie(operators, dtype, width_in, width_out):
     """Exactly those of bitsandbytes: a row of the unit matrix gives them back."""
     weight, parts = in_4_bits(torch.randn(width_out, width_in))
-    given_back = operators.nf4_linear(torch.eye(width_in), *parts, width_out, None, False)
+    given_back = operators.nf4_linear(torch.eye(width_in), *parts, width_out, None)
     assert torch.equal(given_back, weight.T)
     x, bias = torch.randn(max(ROWS), width_in).to(dtype), torch.randn(width_out).to(dtype)
-    ours = operators.nf4_linear(x, *parts, width_out, bias, False)
+    ours = operators.nf4_linear(x, *parts, width_out, bias)
     right = linear(x.double(), weight.double(), bias.double())
     torch.testing.assert_close(ours.double(), right, atol=TOLERANCE[dtype], rtol=1e-2)
     for rows in ROWS:
-        some = operators.nf4_linear(x[-rows:], *parts, width_out, bias, False)
+        some = operators.nf4_linear(x[-rows:], *parts, width_out, bias)
         assert torch.equal(some, ours[-rows:])
 
 
-@needs_bitsandbytes
-@pytest.mark.parametrize("rows", [1, 2, 3, 6, 40])
-def test_a_draft_rounds_its_activations_and_levels_to_8_bits(operators, rows):
-    weight, parts = in_4_bits(torch.randn(100, 576))
-    x = torch.randn(rows, 576) * torch.logspace(-3, 3, rows)[:, None]
-    ours = operators.nf4_linear(x, *parts, 100, None, True)
-    right = linear(x, weight)
+def check_rounded(product, weight: torch.Tensor) -> None:
+    """Near what the weights say, for rows of any size; a row the same beside any others."""
+    x = torch.randn(max(ROWS), weight.shape[1]) * torch.logspace(-3, 3, max(ROWS))[:, None]
+    ours, right = product(x), linear(x, weight)
     size = right.square().mean(1, keepdim=True).sqrt()
     assert ((ours - right) / size).square().mean().sqrt() < 0.02
-    assert torch.equal(operators.nf4_linear(x * 0, *parts, 100, None, True), ours * 0)
+    assert torch.equal(product(x * 0), ours * 0)
+    for rows in ROWS:
+        assert torch.equal(product(x[-rows:]), ours[-rows:])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 6, 40])
-def test_a_head_in_8_bits(operators, rows):
-    weight, x = torch.randn(101, 192), torch.randn(rows, 192)
+@needs_bitsandbytes
+@pytest.mark.parametrize(("width_in", "width_out"), [(576, 101), (64, 37)])
+def test_a_draft_rounds_its_activations_and_levels_to_8_bits(operators, width_in, width_out):
+    weight, (packed, scales, levels, *others) = in_4_bits(torch.randn(width_out, width_in))
+    parts = packed, formats.nf4_scales(scales, *others).view(width_out, -1), levels
+    check_rounded(lambda x: operators.nf4_rounded_linear(x, *parts, None), weight)
+
+
+@pytest.mark.parametrize(("width_in", "width_out"), [(192, 101), (64, 37)])
+def test_a_head_in_8_bits(operators, width_in, width_out):
+    weight = torch.randn(width_out, width_in)
     scale = weight.abs().amax(1) / 127
     eight = (weight / scale[:, None]).round().char()
-    ours = operators.int8_linear(x, eight, scale, None)
-    right = linear(x, weight)
-    size = right.square().mean().sqrt()
-    assert ((ours - right) / size).square().mean().sqrt() < 0.02
+    check_rounded(lambda x: operators.int8_linear(x, eight, scale, None), weight)
 
 
 @needs_bitsandbytes

@@ -1,9 +1,9 @@
 """Build the kernels for the processor at hand, once, and make them operators of torch.
 
-`torch.ops.specdec.linear`, `nf4_linear`, `int8_linear` and `attention`: see operators.cpp for what
-they take. `$SPECDEC_MARCH` names another level of instructions than this processor's own (as
-`-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512); for torch's own code set its
-`ATEN_CPU_CAPABILITY` (`avx2`) beside it.
+`torch.ops.specdec.linear`, `nf4_linear`, `nf4_rounded_linear`, `int8_linear` and `attention`: see
+operators.cpp for what they take. `$SPECDEC_MARCH` names another level of instructions than this
+processor's own (as `-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512); for torch's own
+code set its `ATEN_CPU_CAPABILITY` (`avx2`) beside it.
 """
 
 from __future__ import annotations
@@ -113,6 +113,9 @@ def load_library(path: Path, library: str) -> None:
     shapes = {
         "linear": lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
         "nf4_linear": lambda x, *weights_and_out: x.new_empty(x.shape[0], weights_and_out[6]),
+        "nf4_rounded_linear": lambda x, packed, scales, *rest: x.new_empty(
+            x.shape[0], scales.shape[0]
+        ),
         "int8_linear": lambda x, weight, scales, bias: x.new_empty(x.shape[0], weight.shape[0]),
         "attention": lambda q, k, v, mask, scale: q.new_empty(q.shape[1], q.shape[0], v.shape[2]),
     }

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 COMPUTED = (torch.float32, torch.bfloat16, torch.float16)  # float64 stays with torch
 BLOCK = 64  # numbers that share a scale, in NF4 as in rows of 8 bits
+SCALES = 256  # that share one themselves
 SHORT_WEIGHT = "bfloat16_weight"  # a layer's attributes
 INT8_WEIGHT, INT8_SCALE = "int8_weight", "int8_scale"
 NF4_PARTS = ("packed", "scales", "levels", "scale_levels", "scale_scales", "offset")
@@ -65,26 +66,23 @@ class Int8:
 class Nf4:
     """bitsandbytes' NF4 with double quantisation, read as it lies.
 
-    Computed exactly, in float32, with the weights that bitsandbytes means; or, where it `rounds`,
-    with activations and levels in 8 bits.
+    Computed exactly, in float32, with the weights that bitsandbytes means.
     """
 
-    def __init__(self, layer: torch.nn.Module, rounds: bool) -> None:
-        self.layer, self.rounds = layer, rounds
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self.layer = layer
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
         """The layer with plain tensors as weights: bitsandbytes' class can't be exported."""
-        weight, state = self.layer.weight, self.layer.weight.quant_state
-        second = state.state2
-        parts = (weight.data, state.absmax, state.code, second.code, second.absmax, state.offset)
-        for name, part in zip(NF4_PARTS, parts, strict=True):
+        weight, parts = self.layer.weight, self._parts()
+        for name, part in parts.items():
             self.layer.register_buffer(f"nf4_{name}", part.detach(), persistent=False)
         del self.layer.weight
         try:
             yield
         finally:
-            for name in NF4_PARTS:
+            for name in parts:
                 delattr(self.layer, f"nf4_{name}")
             self.layer.weight = weight
 
@@ -92,10 +90,51 @@ class Nf4:
         """As `Plain.product`."""
         layer = self.layer
         parts = [getattr(layer, f"nf4_{name}") for name in NF4_PARTS]
-        return torch.ops.specdec.nf4_linear(x, *parts, layer.out_features, layer.bias, self.rounds)
+        return torch.ops.specdec.nf4_linear(x, *parts, layer.out_features, layer.bias)
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        weight, state = self.layer.weight, self.layer.weight.quant_state
+        second = state.state2
+        parts = (weight.data, state.absmax, state.code, second.code, second.absmax, state.offset)
+        return dict(zip(NF4_PARTS, parts, strict=True))
 
 
-def forms(model: torch.nn.Module, may_round: bool = False) -> list[Plain | Int8 | Nf4]:
+class RoundedNf4(Nf4):
+    """The same with activations and levels in 8 bits, for a draft.
+
+    Its scales are a copy in float32, an eighth of the bytes of the numbers, so that no pass takes
+    them apart.
+    """
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """As `Plain.product`."""
+        layer = self.layer
+        return torch.ops.specdec.nf4_rounded_linear(
+            x, layer.nf4_packed, layer.nf4_scales, layer.nf4_levels, layer.bias
+        )
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        parts = super()._parts()
+        packed, scales, levels, *others = parts.values()
+        scales = nf4_scales(scales, *others).view(self.layer.out_features, -1)
+        return {"packed": packed, "scales": scales, "levels": levels}
+
+
+def nf4_scales(
+    scales: torch.Tensor,
+    scale_levels: torch.Tensor,
+    scale_scales: torch.Tensor,
+    offset: torch.Tensor,
+) -> torch.Tensor:
+    """The scales `[blocks]` in float32 that doubly quantised ones mean."""
+    of_each = scale_scales.repeat_interleave(SCALES)[: scales.numel()]
+    return scale_levels[scales.long()] * of_each + offset
+
+
+Form = Plain | Int8 | Nf4
+
+
+def forms(model: torch.nn.Module, may_round: bool = False) -> list[Form]:
     """The linear layers of a model that our kernels can read.
 
     A 4-bit *draft* `may_round` where it pays: q is what its tokens were drawn from, so nothing is
@@ -116,7 +155,8 @@ def forms(model: torch.nn.Module, may_round: bool = False) -> list[Plain | Int8 
             elif layer.weight.dtype in COMPUTED and read_weights(layer).is_contiguous():
                 found.append(Plain(layer))
         elif _is_nf4(layer):
-            found.append(Nf4(layer, may_round))
+            rounds = may_round and layer.in_features % BLOCK == 0
+            found.append(RoundedNf4(layer) if rounds else Nf4(layer))
     return found
 
 
@@ -152,7 +192,7 @@ def _is_nf4(layer: torch.nn.Module) -> bool:
         type(layer).__name__ == "Linear4bit"
         and getattr(state, "quant_type", None) == "nf4"
         and state.nested
-        and (state.blocksize, state.state2.blocksize) == (BLOCK, 256)
+        and (state.blocksize, state.state2.blocksize) == (BLOCK, SCALES)
         and layer.weight.device.type == "cpu"
         and not getattr(state, "packing_format_for_cpu", False)
     )

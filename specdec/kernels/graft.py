@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from specdec.kernels.formats import COMPUTED, Int8, Nf4, Plain, forms
+from specdec.kernels.formats import COMPUTED, Form, forms
 
 ATTENTION = "specdec"
 
@@ -39,7 +39,7 @@ def graft(model: torch.nn.Module, may_round: bool = False) -> Iterator[None]:
         yield
 
 
-def _linear(form: Plain | Int8 | Nf4, x: torch.Tensor) -> torch.Tensor:
+def _linear(form: Form, x: torch.Tensor) -> torch.Tensor:
     y = form.product(x.reshape(-1, x.shape[-1]))
     return y.view(*x.shape[:-1], y.shape[-1])
 

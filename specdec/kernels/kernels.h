@@ -47,20 +47,26 @@ struct Nf4 {
 // Outputs begin .. end of any number of rows, with the weights that bitsandbytes means.
 void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end);
 
-// Rows in 8 bits, each block of 64 with a scale: what a draft reads, which may round for itself.
-struct Rounded {
-  std::vector<int8_t> numbers;  // [rows, in]
-  std::vector<float> scales;    // [rows, in / 64]
-  std::vector<float> sums;      // of each block
+// What a draft reads, which may round for itself: see rounded.h. A block of a row in 8 bits, in whole vectors.
+struct alignas(32) RoundedBlock {
+  int8_t numbers[BLOCK];
+  float scale;
+  int32_t start;  // what each part of a sum starts from
 };
 
-// Rows in 8 bits; of a block, `halves` puts the numbers at even places before those at odd ones.
-Rounded round_rows(const Rows& a, bool halves);
+struct RoundedRows {
+  std::vector<RoundedBlock> blocks;  // [rows, in_blocks]
+  int64_t in_blocks;
+};
 
-// Outputs begin .. end for a draft: levels and rows (in halves) in 8 bits. `in` is a multiple of 64.
-void nf4_rounded_product(const Rows& a, const Rounded& x, const Nf4& w, int64_t begin, int64_t end);
+// `in` is a multiple of 64. `for_levels`: to be multiplied with the levels of NF4.
+RoundedRows round_rows(const Rows& a, bool for_levels);
+
+// Outputs begin .. end of any number of rows with weights in NF4, a scale [out, in / 64] for each block.
+void nf4_rounded_product(const Rows& a, const RoundedRows& x, const uint8_t* packed, const float* scales,
+                         const float* levels, int64_t begin, int64_t end);
 
 // The same with weights [out, in] in 8 bits and a scale for each output.
-void int8_product(const Rows& a, const Rounded& x, const int8_t* w, const float* scales, int64_t begin, int64_t end);
+void int8_product(const Rows& a, const RoundedRows& x, const int8_t* w, const float* scales, int64_t begin, int64_t end);
 
 }  // namespace kernels

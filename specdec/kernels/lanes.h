@@ -64,36 +64,6 @@ typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias))
 
 #define INLINE inline __attribute__((always_inline))
 
-#if defined(__aarch64__)
-typedef __fp16 Half;
-#else
-typedef _Float16 Half;
-#endif
-
-typedef float Lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t Whole __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-
-#define INLINE inline __attribute__((always_inline))
-
-// Have a number pass through a register: nothing is fused with it or read from memory again.
-#if defined(__aarch64__)
-#define THROUGH_REGISTER(v) asm("" : "+w"(v))
-#elif defined(__AVX512F__)
-#define THROUGH_REGISTER(v) asm("" : "+v"(v))
-#else
-#define THROUGH_REGISTER(v) asm("" : "+x"(v))
-#endif
-
-// The same for a vector: gcc else reads it again for each use. (Shapes of a wider set have no such register.)
-#if LANES == 16 && !defined(__AVX512F__)
-#define KEEP(v) (void)0
-#else
-#define KEEP(v) THROUGH_REGISTER(v)
-#endif
-
 // Have a vector stay in its register: gcc else reads it from memory again for each use. (The shapes of a wider
 // set than the processor's have no such register.)
 #if defined(__aarch64__)

@@ -90,10 +90,10 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
   });
 }
 
-// The same with weights in NF4, as bitsandbytes holds them. A draft asks for `rounded` rows and levels.
+// The same with weights in NF4, as bitsandbytes holds them.
 at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scales, const at::Tensor& levels,
                       const at::Tensor& scale_levels, const at::Tensor& scale_scales, const at::Tensor& offset,
-                      int64_t out, const std::optional<at::Tensor>& bias, bool rounded) {
+                      int64_t out, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(x.dim() == 2 && packed.numel() == (x.size(1) * out + 1) / 2 &&
                   scales.numel() == (x.size(1) * out + BLOCK - 1) / BLOCK,
               "specdec::nf4_linear: not its shapes");
@@ -101,27 +101,34 @@ at::Tensor nf4_linear(const at::Tensor& x, const at::Tensor& packed, const at::T
               levels.const_data_ptr<float>(),         scale_levels.const_data_ptr<float>(),
               scale_scales.const_data_ptr<float>(),   *offset.const_data_ptr<float>(),
               x.size(1)};
-  const WideRows wide(x);
-  if (rounded && wide.in % BLOCK == 0 && wide.rows <= MOST_ROWS) {
-    const Rounded eight = round_rows(wide.giving(nullptr, 0), true);
-    return layer(x, wide, out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
-      nf4_rounded_product(rows, eight, w, begin, end);
-    });
-  }
-  return layer(x, wide, out, bias,
+  return layer(x, WideRows(x), out, bias,
                [&](const Rows& rows, int64_t begin, int64_t end) { nf4_product(rows, w, begin, end); });
 }
 
-// The same with weights [out, in] in 8 bits and a scale for each output; rows are rounded to 8 bits too.
+// For a draft: rows and levels are rounded to 8 bits; scales [out, in / 64] in float32.
+at::Tensor nf4_rounded_linear(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scales,
+                              const at::Tensor& levels, const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(x.dim() == 2 && scales.is_contiguous() && scales.size(1) * BLOCK == x.size(1) &&
+                  packed.numel() * 2 == scales.numel() * BLOCK,
+              "specdec::nf4_rounded_linear: not its shapes");
+  const WideRows wide(x);
+  const RoundedRows rounded = round_rows(wide.giving(nullptr, 0), true);
+  return layer(x, wide, scales.size(0), bias, [&](const Rows& rows, int64_t begin, int64_t end) {
+    nf4_rounded_product(rows, rounded, packed.const_data_ptr<uint8_t>(), scales.const_data_ptr<float>(),
+                        levels.const_data_ptr<float>(), begin, end);
+  });
+}
+
+// For a draft: weights [out, in] in 8 bits and a scale for each output; rows are rounded to 8 bits too.
 at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scales,
                        const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(x.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1) &&
                   x.size(1) % BLOCK == 0,
               "specdec::int8_linear: not its shapes");
   const WideRows wide(x);
-  const Rounded eight = round_rows(wide.giving(nullptr, 0), false);
+  const RoundedRows rounded = round_rows(wide.giving(nullptr, 0), false);
   return layer(x, wide, weight.size(0), bias, [&](const Rows& rows, int64_t begin, int64_t end) {
-    int8_product(rows, eight, weight.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), begin, end);
+    int8_product(rows, rounded, weight.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), begin, end);
   });
 }
 
@@ -204,7 +211,8 @@ TORCH_LIBRARY(LIBRARY, library) {
   library.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.def(
       "nf4_linear(Tensor x, Tensor packed, Tensor scales, Tensor levels, Tensor scale_levels, Tensor scale_scales, "
-      "Tensor offset, int out, Tensor? bias, bool rounded) -> Tensor");
+      "Tensor offset, int out, Tensor? bias) -> Tensor");
+  library.def("nf4_rounded_linear(Tensor x, Tensor packed, Tensor scales, Tensor levels, Tensor? bias) -> Tensor");
   library.def("int8_linear(Tensor x, Tensor weight, Tensor scales, Tensor? bias) -> Tensor");
   library.def("attention(Tensor q, Tensor k, Tensor v, Tensor mask, float scale) -> Tensor");
   library.def("read(Tensor bytes) -> int");
@@ -213,6 +221,7 @@ TORCH_LIBRARY(LIBRARY, library) {
 TORCH_LIBRARY_IMPL(LIBRARY, CPU, library) {
   library.impl("linear", linear);
   library.impl("nf4_linear", nf4_linear);
+  library.impl("nf4_rounded_linear", nf4_rounded_linear);
   library.impl("int8_linear", int8_linear);
   library.impl("attention", attention);
   library.impl("read", read_all);
