@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from threading import RLock
 from time import perf_counter
 
@@ -16,8 +17,9 @@ from specdec.decoding.generation import MODEL_END, Generation, Request, make_req
 from specdec.decoding.rounds import CompiledRounds, HostRounds, draw, read_token
 from specdec.engine.capture import CapturedRound, on_device
 from specdec.engine.compiler import NotKept, kept_only
+from specdec.engine.session import FastSession
 from specdec.method.sampling import Sampling, Warp, choose_sampling, make_noise
-from specdec.models.wrapper import ModelWrapper
+from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.metrics import GenerationResult
 from specdec.utils.errors import SpecdecError, one_line
 from specdec.utils.logging import get_logger
@@ -154,6 +156,13 @@ class Decoder(ABC):
         With engine "auto": as prepared so far.
         """
         return self._fast(Warp(temperature, top_k, top_p)).bitwise
+
+    @contextmanager
+    def target_session(self, slots: int) -> Iterator[Session | FastSession]:
+        """A session of up to `slots` tokens in which the target reads by the passes of this
+        decoder's greedy rounds, though no graph holds them."""
+        with on_device(self.target.device), ExitStack() as until_the_end:
+            yield self._fast(Warp()).opener(slots, None, until_the_end)("target", self.target)
 
     def _prepare(self, warp: Warp, longest: int = 0) -> Fast:
         sampling = self._sampling(warp)
