@@ -60,9 +60,11 @@ def check_greedy(
     decoders = {k: pair.decoder(k, engine) for k in DRAFT_TOKENS}
     engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
     own_baseline = pair.decoder(0, engine)
+    forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
+    longest = max(map(len, forms)) + NEW_TOKENS
     for k, decoder in {0: own_baseline, **decoders}.items():
         log.info("preparing K = %d", k)
-        decoder.prepare()
+        decoder.prepare(longest=longest)
     promised = all(decoder.is_bitwise() for decoder in (own_baseline, *decoders.values()))
     broken: list[Parting] = []  # promises
     moved, largest = dict.fromkeys(DRAFT_TOKENS, 0.0), 0.0
