@@ -17,11 +17,14 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.engine.capture import lengths
+from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelPair, ModelSide
 from specdec.models.wrapper import ModelWrapper
+from specdec.planning.measure import reader, time_pass
 from specdec.utils.errors import SpecdecError
 from specdec.vocabulary.match import VocabularyMatch
 from tests.fake_cuda import fake_cuda, on_fake_device
+from tests.test_int4 import needs_bitsandbytes
 from tests.tiny import KINDS, make_model, make_tokenizer, wrap
 
 PROMPT = [5, 9, 2, 7]
@@ -31,6 +34,14 @@ SAMPLING = {
     "top-k": dict(temperature=0.8, top_k=5),
     "top-p": dict(temperature=0.8, top_p=0.9),
 }
+SHAPE = dict(
+    vocab_size=384,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 FEW, MANY = 2, 6  # tokens; with nothing but ones read, a round of K = 2 keeps one and emits two
 
 
@@ -172,6 +183,32 @@ def test_of_a_draft_of_another_vocabulary_each_pass_is_one_launch(method, reads,
         # The text so far, what of it the draft reads, and of a text that is proposed its tokens and
         # how many there are.
         assert many_copies - few_copies <= 4 * (many - few), machine.copies
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_draft_in_4_bits_meets_no_other_device(engine):
+    llama = {**SHAPE, "model_type": "llama"}
+    sides = [ModelSide("tiny", form, weights="random", shape=llama) for form in ("int4", "float32")]
+    pair = Pair()
+    pair.wrappers = [load_random_weights(side, "cpu") for side in sides]
+    with fake_cuda() as machine:
+        for decoder in decoders(*pair.on("cuda:0"), engine=engine):
+            check_rounds(machine, decoder, {})
+
+
+def test_plan_times_the_passes_that_decode(monkeypatch):
+    """Each of those that are timed is one launch."""
+    pair = Pair()
+    with fake_cuda() as machine:
+        _, target = pair.on("cuda:0")
+        session = reader(target, 300, [1, 3, 5], "compiled")
+        assert machine.captures
+        for count in (1, 3, 5, 5):
+            machine.forget()
+            time_pass(target, session, count)
+            assert [what for what, _ in machine.used] == ["CUDAGraph.replay"]
+            assert machine.captures == 0
 
 
 def test_passes_are_captured_once_whatever_the_prompts_and_the_sampling():

@@ -6,7 +6,7 @@ of text (`lengths`): all of them over the beginning of the same caches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -63,7 +63,7 @@ class CapturedPass:
         self,
         run: Callable,
         cache: FixedCache,
-        rows: tuple[int, ...],
+        rows: Sequence[int],
         context: int | None,
         pool: tuple[int, int],
     ) -> None:

@@ -92,7 +92,7 @@ def _wide_side(side: ModelSide, request: Request) -> ModelSide:
 
 def _passes(name: str, side: ModelSide, counts: list[int], request: Request) -> dict:
     wrapper = load_random_weights(side, str(request.device))
-    sessions = {n: reader(wrapper, CONTEXT, n, request.engine) for n in counts}
+    sessions = {n: reader(wrapper, CONTEXT, [n], request.engine) for n in counts}
     return {
         f"{name} {n}": lambda n=n, session=session: time_pass(wrapper, session, n)
         for n, session in sessions.items()
