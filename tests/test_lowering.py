@@ -14,10 +14,9 @@ def kernels(rows: int, layers: int) -> int:
     return sum(not isinstance(node, NopKernelSchedulerNode) for node in scheduler.nodes)
 
 
-# With transformers' own operators there are 19.
 # Norm; q, k, v; rotation and caches; scores; softmax; weighted values; output; norm; gate and up;
-# activation; down. Of five tokens queries
-# and attention's output are laid out anew. Fewer would need attention as one kernel.
+# activation; down. Of five tokens queries and attention's output are laid out anew. With
+# transformers' own operators there are 19; for fewer than 11 attention would have to be one kernel.
 @pytest.mark.parametrize(("rows", "most"), [(1, 11), (5, 13)])
 def test_a_layer_takes_few_kernels(rows, most):
     one, two = (kernels(rows, layers) for layers in (1, 2))

@@ -159,6 +159,7 @@ class TestWeights:
         from bitsandbytes.nn import Linear4bit
 
         wrapper = load_random_weights(side(shape, "int4"))
+        assert wrapper.name == side(shape, "int4").label
         layers = [m for m in wrapper.model.modules() if isinstance(m, Linear4bit)]
         assert len(layers) == {"llama": 14, "gpt2": 8}[shape["model_type"]]
         assert all(layer.weight.quant_type == "nf4" for layer in layers)

@@ -116,5 +116,6 @@ def _quantised(side: ModelSide, config: PreTrainedConfig, place: torch.device) -
         else:  # of a norm, or a bias
             state[name] = torch.full(weight.shape, float(name.endswith("weight")))
     model = type(empty).from_pretrained(None, config=config, state_dict=state, **options)
+    model.config.name_or_path = side.label
     keep_quantisation(model)
     return model
