@@ -57,7 +57,7 @@ def main() -> None:
         ("step", target, 1),
         ("verify", target, K + 1),
     ):
-        session = reader(wrapper, context, rows, engine)
+        session = reader(wrapper, context, [rows], engine)
         measures[side] = lambda w=wrapper, s=session, n=rows: time_pass(w, s, n)
     apart = interleave(measures, arguments.seconds, at_least=5)
     rounds = sum(result.num_speculation_rounds for result in results["rounds"])

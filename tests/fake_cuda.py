@@ -13,6 +13,7 @@ Some indexing of torch asks a CUDA build for a guard; it is done by other operat
 from __future__ import annotations
 
 import contextlib
+import copy
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -80,12 +81,29 @@ def on_fake_device(model: torch.nn.Module, device: str = "cuda:0") -> torch.nn.M
     for module in model.modules():
         for name, weight in list(module._parameters.items()):
             if weight is not None:
-                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
-                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+                empty = torch.nn.Parameter(_empty_like(weight, device), requires_grad=False)
+                if (state := getattr(weight, "quant_state", None)) is not None:  # of 4 bits
+                    empty.quant_state = _state_on(state, device)
+                module._parameters[name] = empty
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+                module._buffers[name] = _empty_like(buffer, device)
     return model
+
+
+def _empty_like(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def _state_on(state, device: str):
+    """What 4-bit weights are multiplied out by, with empty tensors on the device."""
+    moved = copy.copy(state)
+    for name, value in vars(state).items():
+        if isinstance(value, torch.Tensor):
+            setattr(moved, name, _empty_like(value, device))
+        elif name == "state2" and value is not None:
+            moved.state2 = _state_on(value, device)
+    return moved
 
 
 class _Watch(TorchFunctionMode):

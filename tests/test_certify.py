@@ -22,6 +22,8 @@ from specdec.data.prompts import Limit, digest
 from specdec.decoding.drafters.bridged import IntersectionDrafting
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine import fast_model
+from specdec.engine.pieces import ModelPass, likeliest
 from specdec.method import rule as rejection
 from specdec.method import sampling as decoding_sampling
 from specdec.method.sampling import Greedy
@@ -239,6 +241,58 @@ def test_equal_logits_are_a_near_tie_whichever_token_is_taken(pair, tiny_tokeniz
     part = check_greedy(LoadedPair(pair, "cpu", draft, target), PROMPTS[:1], "eager")
     assert part["agreeing"] == 0 and part["verdict"] == "pass"
     assert all(d["verdict"] == NEAR_TIE and d["gap"] == 0 for d in part["divergences"])
+
+
+def compiled_with(monkeypatch, change):
+    """Compiled passes whose logits `[n, V]` after `length` tokens are `change(logits, length)`."""
+
+    def compile_ahead(module, *_):
+        def call(tokens, length, buffers):
+            logits, _ = module(tokens, length, buffers)
+            logits = change(logits, length)
+            return logits, likeliest(logits[-1:])
+
+        return call if isinstance(module, ModelPass) else module
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+
+
+@pytest.fixture
+def nearly_tied(tiny_tokenizer):
+    """A pair whose target gives each odd token a hair more than the even one before it."""
+    model = make_model(vocab_size=len(tiny_tokenizer))
+    twins = len(tiny_tokenizer) // 2
+    with torch.no_grad():
+        head = model.lm_head.weight
+        head[1 : 2 * twins : 2] = head[: 2 * twins : 2] * (1 + 1e-4)
+    return wrap(perturbed(model), tiny_tokenizer), wrap(model, tiny_tokenizer)
+
+
+def test_what_moves_a_logit_is_measured_by_the_passes_that_decode(
+    pair, nearly_tied, uncompiled, monkeypatch
+):
+    """Compiled ones that round further than eager ones do: their near ties are no defect."""
+
+    def rounded(logits, length):
+        return logits.bfloat16().float()
+
+    compiled_with(monkeypatch, rounded)
+    part = check_greedy(LoadedPair(pair, "cpu", *nearly_tied), PROMPTS[:1], "compiled")
+    assert part["divergences"] and part["verdict"] == "pass"
+    assert all(parting["verdict"] == NEAR_TIE for parting in part["divergences"])
+    assert not part["beyond_rounding"]
+
+
+def test_passes_that_give_other_numbers_excuse_nothing(pair, tiny_pair, uncompiled, monkeypatch):
+    """Right where the engine tries them, behind few tokens, and wrong further on."""
+
+    def wrong(logits, length):
+        return logits.flip(-1) if length > 40 else logits
+
+    compiled_with(monkeypatch, wrong)
+    part = check_greedy(LoadedPair(pair, "cpu", *tiny_pair), PROMPTS[:1], "compiled")
+    assert part["verdict"] == "defect" and part["beyond_rounding"]
+    assert "more than rounding does" in page._greedy(part, {"source": "builtin"})
 
 
 def test_a_gap_is_a_near_tie_only_within_what_rounding_moves():

@@ -16,6 +16,10 @@ from specdec.engine.gpu_operators import (
 )
 from specdec.engine.pieces import ModelPass
 from specdec.models.cache import FixedCache
+from specdec.models.loading.random_weights import load_random_weights
+from specdec.models.registry import ModelSide
+from specdec.models.wrapper import ModelWrapper
+from tests.test_int4 import needs_bitsandbytes
 from tests.tiny import KINDS, make_model, wrap
 
 
@@ -34,7 +38,10 @@ def test_grouped_attention_is_attention_with_heads_repeated(n, kv_heads):
 
 def example(kind: str, rows: int = 3, slots: int = 64):
     """A pass of a tiny model and its arguments, over a cache that holds something."""
-    wrapper = wrap(make_model(kind, dtype=torch.float64))
+    return example_of(wrap(make_model(kind, dtype=torch.float64)), rows, slots)
+
+
+def example_of(wrapper: ModelWrapper, rows: int = 3, slots: int = 64):
     _, grown = wrapper.forward(torch.tensor([[5, 9, 2, 7]]))
     cache = FixedCache(grown, slots)
     cache.fill(grown)
@@ -112,6 +119,44 @@ def test_a_model_is_compiled_once_for_any_rows_and_slots(monkeypatch, kind):
     if kind == "llama":  # four products of a layer and the head, for seven and the head
         targets = [node.target for node in graphs[0].graph.nodes]
         assert targets.count(torch._C._nn.linear) == 2 * 4 + 1
+
+
+@needs_bitsandbytes
+def test_so_is_one_in_4_bits(monkeypatch):
+    """Its layers are bitsandbytes' own, in one graph with the rest: nothing breaks it."""
+    graphs = []
+
+    def count(traced, inputs, **_):
+        graphs.append(traced)
+        return traced.forward
+
+    monkeypatch.setattr(module, "compile_fx", count)
+    torch._dynamo.reset()
+    shape = dict(
+        model_type="llama",
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    side = ModelSide("tiny", "int4", weights="random", shape=shape)
+    wrapper = load_random_weights(side, "cpu")
+    run, arguments = example_of(wrapper, slots=256)
+    with torch.no_grad():
+        with gpu_operators(run.model):
+            compiled = compile_for_gpu(run)
+            given = arguments(3, 128)
+            for tensor in (given[0], *given[2]):
+                torch._dynamo.mark_dynamic(tensor, 0)
+            compiled(*given)
+        for rows, slots in ((2, 64), (9, 256), (5, 192)):
+            given = arguments(rows, slots)
+            torch.testing.assert_close(compiled(*given)[0], run(*arguments(rows, slots))[0])
+    assert len(graphs) == 1
+    names = [str(node.target) for node in graphs[0].graph.nodes]
+    assert sum("bitsandbytes" in name for name in names) >= 2 * 7
 
 
 def test_a_graph_sees_twice_the_slots_of_the_one_before():

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file, save_file
 
 from specdec.models.loading import hub, loader
+from specdec.models.loading.form import check_form
 from specdec.models.loading.hub import check_available, resolve_model
 from specdec.models.loading.loader import load_model, resolve_device
 from specdec.utils.errors import SpecdecError, cli
@@ -64,6 +65,31 @@ class TestLoad:
         model, _ = load_model(str(saved_model), "float32", device="cpu")
         assert not model.training
         assert not any(weight.requires_grad for weight in model.parameters())
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+    def test_onto_a_gpu_they_go_without_being_whole_on_the_host(
+        self, saved_model, monkeypatch, dtype
+    ):
+        asked, gpu = {}, torch.device("cuda:0")
+
+        class Model(torch.nn.Module):
+            def to(self, device):
+                pytest.fail("the whole model was moved")
+
+        def from_pretrained(source, **options):
+            asked.update(options)
+            return Model(), {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": ()}
+
+        monkeypatch.setattr(loader, "resolve_device", lambda _: gpu)
+        monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+        load_model(str(saved_model), dtype, "cuda:0")
+        assert asked["device_map"] == {"": gpu}
+        assert asked["dtype"] == getattr(torch, dtype)
+
+    def test_loading_onto_a_gpu_without_accelerate_says_what_to_install(self, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        with pytest.raises(SpecdecError, match=r"loading onto cuda:0 needs accelerate; .*\[gpu\]"):
+            check_form("tiny", "bfloat16", torch.device("cuda:0"))
 
     def test_an_unknown_dtype_is_refused(self, saved_model):
         with pytest.raises(SpecdecError, match="dtype 'fp16' is not one of float32, float16"):

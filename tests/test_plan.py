@@ -66,7 +66,7 @@ def wrapper():
 
 class TestMeasures:
     def test_a_pass_leaves_the_session_as_it_was(self, wrapper):
-        session = reader(wrapper, 8, 3, "eager")
+        session = reader(wrapper, 8, [3], "eager")
         before = session.read(torch.tensor([3]), keep=1).logits
         session.roll_back(8)
         assert time_pass(wrapper, session, 5) > 0
@@ -85,7 +85,7 @@ class TestMeasures:
             return forward(self, ids, *rest, **others)
 
         monkeypatch.setattr(ModelWrapper, "forward", spy)
-        session = reader(wrapper, 40, 3, engine)
+        session = reader(wrapper, 40, [3], engine)
         assert session.length == 40 and set(read) == {1}
         assert session.read(torch.tensor([3, 4]), keep=2).logits.shape == (2, wrapper.vocab_size)
         assert session.length == 42

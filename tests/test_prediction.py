@@ -21,7 +21,7 @@ from specdec.planning.prediction import (
     round_rest,
 )
 from specdec.planning.prediction_page import format_comparison, format_prediction
-from specdec.planning.work import Work, count_work, launches
+from specdec.planning.work import Work, count_work, launches, rounds
 from specdec.utils.errors import SpecdecError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -40,6 +40,7 @@ WORK = Work(
     weight_bytes=10.0,
     int4_bytes=0.0,
     products=4.0,
+    head=1.0,
     cache_bytes=0.5,
     layers=1,
     operations=30,
@@ -85,6 +86,19 @@ class TestWork:
         assert work.weight_bytes == pytest.approx(work.int4_bytes + 2 * self.HEAD)
         assert work.dtype == torch.bfloat16
 
+    def test_a_compiled_draft_of_4_bits_reads_its_head_in_8_on_a_cpu(self):
+        draft = side(3, dtype="int4")
+        for engine, device, expected in (
+            ("compiled", CPU, True),
+            ("eager", CPU, False),
+            ("compiled", CUDA, False),
+        ):
+            request = Request("tiny", draft, draft, [1], 8, device, 0, engine=engine)
+            assert rounds(draft, request) is expected
+        work = count_work(draft, CPU, rounds=True)
+        assert work.weight_bytes == pytest.approx(work.int4_bytes + self.HEAD)
+        assert work.head == self.HEAD
+
     def test_operations_grow_by_the_layer(self):
         few, more, many = (count_work(side(n), CPU).operations for n in (1, 2, 4))
         assert more > few > 10
@@ -118,6 +132,11 @@ class TestPass:
     def test_measured_rates_count_where_there_are_any(self):
         measured = replace(CARD, rates={1: 5.0, 3: 4.0})
         assert measured.product_seconds(WORK, 3) == pytest.approx(2.5)
+
+    def test_so_do_those_of_the_cache(self):
+        measured = replace(CARD, cache_rates={1: 8.0, 3: 4.0})
+        assert measured.cache_seconds(WORK, 3, 7) == pytest.approx(10 * 0.5 / 4)
+        assert CARD.cache_seconds(WORK, 3, 7) == pytest.approx(10 * 0.5 / 5)
 
     def test_the_rest_of_a_round_is_its_choices_and_what_the_host_does(self):
         # Three draft tokens and four of the target are chosen among 100 logits each.
@@ -158,10 +177,13 @@ class TestPrediction:
         card = published_card("h100", engine)
         return self.request(pair, engine), card, card
 
-    def test_a_draft_of_another_vocabulary_is_launched_from_the_host(self):
-        captured = predict_costs(*self.arguments("tinyllama_llama3", "compiled")).c.value
-        plan = predict_on("h100", self.request("tinyllama_llama3"), None)
-        assert plan["rows"][0]["c"]["value"] > 1.5 * captured
+    def test_of_a_draft_of_another_vocabulary_the_host_drives_captured_passes(self):
+        whole = predict_costs(*self.arguments("tinyllama_llama3", "compiled"))
+        driven = predict_on("h100", self.request("tinyllama_llama3"), None)["rows"][1]
+        assert driven["K"] == 4
+        assert driven["c"]["value"] == pytest.approx(whole.c.value)
+        assert driven["v"]["value"] == pytest.approx(whole.v[4].value)
+        assert driven["h"]["value"] > 5 * whole.h[4].value
 
     def test_a_pair_that_does_not_fit_says_so(self):
         plan = predict_on("l4", self.request("phi3_llama3"), None)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models import pair
-from specdec.models.loading import memory_check
+from specdec.models.loading import memory_check, random_weights
 from specdec.models.loading.configuration import SHAPES, known_configuration
-from specdec.models.loading.memory_check import weight_bytes
+from specdec.models.loading.memory_check import check_memory, weight_bytes
 from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.pair import load_pair
 from specdec.models.registry import ModelSide, load_registry, with_random_weights
@@ -17,7 +18,7 @@ from tests.checks import transformers_greedy
 from tests.test_int4 import needs_bitsandbytes
 from tests.test_published_sizes import PUBLISHED, configuration
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 512,
@@ -28,6 +29,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+LLAMA_8B = "meta-llama/Meta-Llama-3-8B-Instruct"
 GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4}
 NEOX = {size: LLAMA[size] for size in LLAMA if size != "num_key_value_heads"}
 NEOX["model_type"] = "gpt_neox"
@@ -112,6 +114,35 @@ class TestWeights:
         model = load_random_weights(side(LLAMA, dtype)).model
         assert {weight.dtype for weight in model.parameters()} == {getattr(torch, dtype)}
 
+    def test_they_are_drawn_on_the_host_for_whatever_device(self, monkeypatch):
+        """A device has a generator of its own: what it draws is other numbers."""
+
+        class Watch(TorchDispatchMode):
+            drawn: set = set()
+
+            def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+                out = operation(*args, **(kwargs or {}))
+                if torch.Tag.nondeterministic_seeded in operation.tags:
+                    self.drawn.add(out.device.type)
+                return out
+
+        empty = random_weights.model_without_weights(
+            side(LLAMA), known_configuration(side(LLAMA)), META
+        )
+        monkeypatch.setattr(random_weights, "model_without_weights", lambda *_: empty)
+        with Watch() as watch:
+            model = random_weights._drawn(side(LLAMA), empty.config, META)
+        assert {weight.device.type for weight in model.parameters()} == {"meta"}
+        assert watch.drawn == {"cpu"}
+
+    def test_rows_and_layers_differ_beyond_the_block_that_is_drawn(self, monkeypatch):
+        monkeypatch.setattr(random_weights, "BLOCK", 1009)
+        model = load_random_weights(side(LLAMA)).model
+        first, second = (layer.mlp.up_proj.weight for layer in model.model.layers)
+        assert not torch.equal(first, second)
+        assert len(first.unique(dim=0)) == len(first)
+        assert abs(first.std() / model.config.initializer_range - 1) < 0.1
+
     def test_they_are_the_same_at_every_call_and_disturb_no_other_numbers(self):
         first = load_random_weights(side(LLAMA)).model
         torch.manual_seed(5)
@@ -128,6 +159,7 @@ class TestWeights:
         from bitsandbytes.nn import Linear4bit
 
         wrapper = load_random_weights(side(shape, "int4"))
+        assert wrapper.name == side(shape, "int4").label
         layers = [m for m in wrapper.model.modules() if isinstance(m, Linear4bit)]
         assert len(layers) == {"llama": 14, "gpt2": 8}[shape["model_type"]]
         assert all(layer.weight.quant_type == "nf4" for layer in layers)
@@ -163,6 +195,18 @@ class TestPair:
 
 
 class TestSizes:
+    def test_on_a_gpu_both_memories_count(self, monkeypatch):
+        gpu, big = torch.device("cuda:0"), side({"vocab_size": 128_256}, "bfloat16", LLAMA_8B)
+        free = {"cuda": 18e9, "cpu": 5e9}
+        monkeypatch.setattr(memory_check, "available_bytes", lambda device: free[device.type])
+        check_memory("both fit", [big], gpu)
+        free["cpu"] = 2e9  # the embedding alone has 1.05 GB, and four tensors are read at a time
+        with pytest.raises(SpecdecError, match=r"on its way to cuda:0: needs 4.2 GB .* 2.0 GB"):
+            check_memory("big", [big], gpu)
+        free.update(cpu=5e9, cuda=10e9)
+        with pytest.raises(SpecdecError, match=r"big: needs 17.7 GB of memory, and cuda:0 has 10"):
+            check_memory("big", [big], gpu)
+
     def test_of_a_folder_only_the_configuration_is_read(self, tmp_path):
         AutoConfig.for_model(**GPT2).save_pretrained(tmp_path)
         trained = ModelSide(str(tmp_path), "float32")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from specdec.engine.compiler import compile_ahead
 from specdec.engine.pieces import DraftChoice
 from specdec.method.noise import uniform_table
-from specdec.method.sampling import Warp, choose_sampling, least_by_bits, least_by_sorting
+from specdec.method.sampling import (
+    Warp,
+    choose_sampling,
+    least_by_bits,
+    least_by_sorting,
+    make_noise,
+)
 from tests.checks import needs_compiler
 from tests.distribution import warped
+from tests.fake_cuda import fake_cuda
 
 WAYS = [least_by_bits, least_by_sorting]
 
@@ -42,6 +50,34 @@ def test_both_ways_find_the_same(size, mass):
     logits = torch.randn(7, size, dtype=torch.float64, generator=torch.manual_seed(size)) * 3
     probabilities = logits.softmax(-1)
     assert torch.equal(least_by_bits(probabilities, mass), least_by_sorting(probabilities, mass))
+
+
+@pytest.mark.parametrize("method", ["rejection", "coupled"])
+def test_compiled_for_a_gpu_the_warp_sorts_once_and_gives_the_references_tokens(
+    method, monkeypatch
+):
+    """The pieces are traced for a GPU that isn't there, and what was traced runs on the CPU."""
+    sampling = choose_sampling(Warp(0.8, top_p=0.9), method)
+    size, rows = 300, 4
+    logits = torch.randn(rows, size, generator=torch.manual_seed(0)) * 3
+    noise = make_noise(sampling, 5, 16, "cpu")
+    temperature = torch.tensor(0.8, dtype=torch.float64)
+    given = logits, torch.tensor(2), noise, temperature
+    choice = DraftChoice(sampling, size, size)
+    expected = choice(*given)  # by the eager reference
+    with fake_cuda():
+        there = [torch.empty(t.shape, dtype=t.dtype, device="cuda:0") for t in given]
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        traced = make_fx(choice)(*there)
+    names = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    assert sum(name.startswith("sort") for name in names) == 1
+    assert sum(name.startswith("sum") for name in names) < 5  # bit by bit it would be 30 in a row
+    for node in traced.graph.nodes:
+        if "device" in node.kwargs:
+            node.kwargs = node.kwargs | {"device": torch.device("cpu")}
+    traced.recompile()
+    for ours, theirs in zip(traced(*given), expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_ties_of_the_last_token_are_kept():

@@ -56,12 +56,18 @@ def _greedy(part: dict, prompts: dict) -> str:
         f"target alone, eager, token for token, over {part['max_new_tokens']} tokens, at every K.",
         *_bitwise(part),
         "",
-        "| K | engine | prompts that agree | largest difference of a logit, 1 row against K + 1 |",
+        "| K | engine | prompts that agree | largest difference of a logit, K + 1 rows as decoded "
+        "against 1 row, eager |",
         "|---|---|---|---|",
     ]
     for k, agreeing in part["agreeing_by_draft_tokens"].items():
         engine, moved = part["engine_by_draft_tokens"][k], part["largest_logit_difference"][k]
         lines.append(f"| {k} | {engine} | {agreeing} of {part['prompts']} | {moved:.2e} |")
+    if part["beyond_rounding"]:
+        lines += [
+            "",
+            f"At K = {part['beyond_rounding']} that is more than rounding does: a defect.",
+        ]
     if part["divergences"]:
         lines += [
             "",

@@ -86,11 +86,12 @@ def check_sampling(
         contexts: the generations are divided evenly among them.
         generations: at each setting, of `BLOCKS` draws each; below 40 the cells are too rare.
     """
+    longest = max(len(ids) for context in contexts for ids in context if ids is not None) + LENGTH
     tests, caught, distances = [], [], []
     for number, setting in enumerate(SETTINGS, 1):
         log.info("setting %d of %d: K = %d, %s", number, len(SETTINGS), *setting)
         decoder = decoder_of(setting.draft_tokens)
-        decoder.prepare(**asdict(setting.warp))
+        decoder.prepare(**asdict(setting.warp), longest=longest)
         sample = Sample()
         for number, context in enumerate(contexts):
             seeds = range(number, generations, len(contexts))

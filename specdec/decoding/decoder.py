@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from threading import RLock
 from time import perf_counter
 
@@ -14,10 +15,11 @@ from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.fast import Fast, prepare
 from specdec.decoding.generation import MODEL_END, Generation, Request, make_request
 from specdec.decoding.rounds import CompiledRounds, HostRounds, draw, read_token
-from specdec.engine.capture import CapturedRound, on_device
+from specdec.engine.capture import CapturedPasses, CapturedRound, on_device
 from specdec.engine.compiler import NotKept, kept_only
+from specdec.engine.session import FastSession
 from specdec.method.sampling import Sampling, Warp, choose_sampling, make_noise
-from specdec.models.wrapper import ModelWrapper
+from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.metrics import GenerationResult
 from specdec.utils.errors import SpecdecError, one_line
 from specdec.utils.logging import get_logger
@@ -45,7 +47,8 @@ class Decoder(ABC):
             raise SpecdecError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
         self.target, self.coupled, self.engine = target, coupled, engine
         self._prepared: dict[Sampling, Fast] = {}
-        self._captured: dict[tuple, list[CapturedRound]] = {}  # those that no run has
+        # Those that no run has, by what they depend on.
+        self._captured: dict[tuple | None, list[CapturedRound | CapturedPasses]] = {}
         self._preparation_seconds = 0.0
         self._one_at_a_time = RLock()
         self._said: set[str] = set()  # the notes that the log has
@@ -129,7 +132,9 @@ class Decoder(ABC):
             SpecdecError: with engine "compiled", where the target can't be compiled or captured.
         """
         if self.engine != "eager":
-            self._prepare(Warp(temperature, top_k, top_p), longest)
+            with self._one_at_a_time:
+                warp = Warp(temperature, top_k, top_p)
+                self._try_capture(self._prepare(warp), self._sampling(warp), longest)
 
     def prepare_from_disk(
         self, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
@@ -155,7 +160,14 @@ class Decoder(ABC):
         """
         return self._fast(Warp(temperature, top_k, top_p)).bitwise
 
-    def _prepare(self, warp: Warp, longest: int = 0) -> Fast:
+    @contextmanager
+    def target_session(self, slots: int) -> Iterator[Session | FastSession]:
+        """A session of up to `slots` tokens in which the target reads by the passes of this
+        decoder's greedy rounds, though no graph holds them."""
+        with on_device(self.target.device), ExitStack() as until_the_end:
+            yield self._fast(Warp()).opener(slots, None, until_the_end)("target", self.target)
+
+    def _prepare(self, warp: Warp) -> Fast:
         sampling = self._sampling(warp)
         with self._one_at_a_time:
             if sampling not in self._prepared:
@@ -165,7 +177,6 @@ class Decoder(ABC):
                     fast = prepare(self.target, drafter, sampling, self.engine)
                 self._prepared[sampling] = fast
                 self._preparation_seconds += perf_counter() - began
-                self._try_capture(fast, sampling, longest)
             return self._prepared[sampling]
 
     def _fast(self, warp: Warp) -> Fast:
@@ -225,26 +236,27 @@ class Decoder(ABC):
 
     def _try_capture(self, fast: Fast, sampling: Sampling, longest: int) -> None:
         """Capture before anybody waits: what a capture can't do is known then."""
-        if not self._is_captured(fast):
-            return
         slots = longest + self.num_draft_tokens + 1
+        free = self._captured.setdefault(_address(fast, sampling, timed=True), [])
+        if not self._is_captured(fast) or _fitting(free, slots):
+            return
         noise = make_noise(sampling, 0, 2, self.target.device, self.synthetic_acceptance)
         with on_device(self.target.device):
             captured = self._new_capture(fast, sampling, slots, noise, timed=True)
         if captured is not None:
-            self._captured[sampling, True] = [captured]
+            free[:] = [captured]
 
     def _capture(
         self, fast: Fast, run: Generation, slots: int, until: ExitStack
-    ) -> tuple[Fast, CapturedRound | None]:
-        """On a GPU the round as a graph, over caches that no other run has; elsewhere None."""
+    ) -> tuple[Fast, CapturedRound | CapturedPasses | None]:
+        """On a GPU the round as a graph, or its passes, over caches that no other run has;
+        elsewhere None."""
         if not self._is_captured(fast):
             return fast, None
         sampling, timed = run.sampler.sampling, run.timers.enabled
         with self._one_at_a_time:
-            free = self._captured.setdefault((sampling, timed), [])
-            fitting = [c for c in free if c.caches["target"].slots >= slots]
-            if fitting:
+            free = self._captured.setdefault(_address(fast, sampling, timed), [])
+            if fitting := _fitting(free, slots):
                 free.remove(captured := fitting[0])
             else:
                 free.clear()
@@ -256,17 +268,18 @@ class Decoder(ABC):
         return fast, captured
 
     def _is_captured(self, fast: Fast) -> bool:
-        return fast.round is not None and self.target.device.type == "cuda"
+        return fast.target is not None and self.target.device.type == "cuda"
 
     def _new_capture(
         self, fast: Fast, sampling: Sampling, slots: int, noise, timed: bool
-    ) -> CapturedRound | None:
+    ) -> CapturedRound | CapturedPasses | None:
         """A capture, or None where there can be none: such runs are eager from then on."""
         began = perf_counter()
         try:
             return fast.capture(self.num_draft_tokens, slots, noise, timed)
         except Exception as error:
-            reason = f"the round can't be captured: {one_line(root_of(error))[:200]}"
+            what = "passes" if fast.round is None else "round"
+            reason = f"the {what} can't be captured: {one_line(root_of(error))[:200]}"
             if self.engine == "compiled":
                 raise SpecdecError(f"{reason}; take engine 'auto' or 'eager'") from error
             log.warning("the eager engine it is: %s", reason)
@@ -274,6 +287,16 @@ class Decoder(ABC):
             return None
         finally:
             self._preparation_seconds += perf_counter() - began
+
+
+def _address(fast: Fast, sampling: Sampling, timed: bool) -> tuple | None:
+    """What a capture depends on: that of passes on nothing but the models."""
+    return None if fast.round is None else (sampling, timed)
+
+
+def _fitting(free: list, slots: int) -> list:
+    """Captures that have room for so many tokens."""
+    return [captured for captured in free if captured.caches["target"].slots >= slots]
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.none import NoDraft
-from specdec.engine.capture import CapturedRound
+from specdec.engine.capture import CapturedPass, CapturedPasses, CapturedRound
 from specdec.engine.compiler import compiling_beside, is_kept
 from specdec.engine.fast_model import FastModel, fast_model
 from specdec.engine.pieces import Round
@@ -18,6 +18,10 @@ from specdec.models.wrapper import ModelWrapper, Session
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
 from specdec.utils.machine import available_cores
+
+# Tokens that a draft reads between two rounds of the host's: one a step, some more after a round.
+READ_AGAIN = (1, 2, 4, 8)
+DRAFT_TOKENS_A_TOKEN = 2  # of a draft's own vocabulary, that there is room for
 
 log = get_logger(__name__)
 
@@ -37,7 +41,10 @@ class Fast:
         return self.round is not None and self.target.rows_apart
 
     def opener(
-        self, slots: int, captured: CapturedRound | None, until_the_end: ExitStack
+        self,
+        slots: int,
+        captured: CapturedRound | CapturedPasses | None,
+        until_the_end: ExitStack,
     ) -> Callable[[str, ModelWrapper], Session | FastSession]:
         """`Generation.open`: sessions with room for `slots` tokens, whose caches are given back."""
         models = {"target": self.target, "draft": self.draft}
@@ -47,18 +54,31 @@ class Fast:
             if model is None:
                 return Session(wrapper)
             if captured is not None:
-                return FastSession(model, captured.caches[role])
+                return FastSession(model, captured.caches[role], captured.passes.get(role))
             cache = model.take_cache(slots)
             until_the_end.callback(model.give_back, cache)
             return FastSession(model, cache)
 
         return open
 
-    def capture(self, k: int, slots: int, noise, timed: bool) -> CapturedRound:
-        """The round as one CUDA graph, over caches of its own."""
+    def capture(self, k: int, slots: int, noise, timed: bool) -> CapturedRound | CapturedPasses:
+        """The round as one CUDA graph, or each pass where the host drives, over caches of their
+        own."""
         models = {"target": self.target, "draft": self.draft}
-        caches = {n: m.take_cache(slots) for n, m in models.items() if m is not None}
+        models = {role: model for role, model in models.items() if model is not None}
+        if self.round is None:
+            return CapturedPasses(
+                {r: self._captured_pass(r, m, k, slots) for r, m in models.items()}
+            )
+        caches = {role: model.take_cache(slots) for role, model in models.items()}
         return CapturedRound(self.round, k, caches, noise, timed, self.target.pool)
+
+    def _captured_pass(self, role: str, model: FastModel, k: int, slots: int) -> CapturedPass:
+        rows = (1, k + 1)
+        if role == "draft":
+            rows, slots = READ_AGAIN, slots * DRAFT_TOKENS_A_TOKEN
+        cache, context = model.take_cache(slots), model.wrapper.context_length
+        return CapturedPass(model.run, cache, rows, context, self.target.pool)
 
 
 def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: str) -> Fast:

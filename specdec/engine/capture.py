@@ -1,4 +1,4 @@
-"""A round as CUDA graphs: launched once, read once.
+"""Rounds, and passes that the host drives, as CUDA graphs: each launched at once.
 
 A pass reads every slot of a cache that it is shown, so there is a graph for each of a few lengths
 of text (`lengths`): all of them over the beginning of the same caches.
@@ -6,7 +6,7 @@ of text (`lengths`): all of them over the beginning of the same caches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -34,6 +34,91 @@ def lengths(slots: int) -> list[int]:
     return [*shorter, slots]
 
 
+def _record(
+    graph: torch.cuda.CUDAGraph,
+    step: Callable[[Callable[[str], AbstractContextManager]], None],
+    phase: Callable[[str], AbstractContextManager],
+    device: torch.device,
+    pool: tuple[int, int],
+) -> None:
+    """Capture `step(phase)` after a few runs of it, on a stream of its own."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream), torch.no_grad():
+        for _ in range(WARM_UPS):
+            step(nullcontext)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    with torch.no_grad(), torch.cuda.graph(graph, pool, stream):
+        step(phase)
+
+
+class CapturedPass:
+    """A model's pass over a few tokens as graphs, over a cache that keeps its place.
+
+    There is a graph for each of a few numbers of tokens; fewer are padded behind themselves, where
+    none of them looks and where the next pass writes.
+    """
+
+    def __init__(
+        self,
+        run: Callable,
+        cache: FixedCache,
+        rows: Sequence[int],
+        context: int | None,
+        pool: tuple[int, int],
+    ) -> None:
+        """`run` is the compiled `ModelPass`, `rows` are the numbers of tokens, `context` is how
+        many the model's positions reach."""
+        self.cache, self._rows = cache, sorted(rows)
+        self._reach = min(cache.slots, context or cache.slots)
+        (some, *_) = cache.beginning(1)
+        self._tokens = torch.zeros(max(rows), dtype=torch.long, device=some.device)
+        self._length = torch.zeros((), dtype=torch.long, device=some.device)
+        with torch.no_grad():
+            logits, _ = run(self._tokens, self._length, cache.beginning(cache.slots))
+        self._logits = torch.zeros_like(logits)  # outside of the pool, as that of a round
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._slots = lengths(cache.slots)
+        for slots in reversed(self._slots):
+            seen = cache.beginning(slots)
+            for n in reversed(self._rows):
+                graph = self._graphs[slots, n] = torch.cuda.CUDAGraph()
+
+                def step(phase, n=n, seen=seen) -> None:
+                    logits, _ = run(self._tokens[:n], self._length, seen)
+                    self._logits[:n].copy_(logits)
+
+                _record(graph, step, nullcontext, some.device, pool)
+
+    def fits(self, count: int, length: int) -> bool:
+        """Whether there is a graph for `count` tokens behind `length` cached ones."""
+        return count <= self._rows[-1] and length + self._padded(count) <= self._reach
+
+    def replay(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
+        """Logits `[n, V]` of tokens `[n]`, launched at once; a copy of what the graph gave."""
+        count, rows = len(tokens), self._padded(len(tokens))
+        self._tokens[:count].copy_(tokens)
+        self._length.fill_(length)
+        slots = next(slots for slots in self._slots if slots >= length + rows)
+        self._graphs[slots, rows].replay()
+        return self._logits[:count].clone()
+
+    def _padded(self, count: int) -> int:
+        return next(rows for rows in self._rows if rows >= count)
+
+
+@dataclass
+class CapturedPasses:
+    """The passes of a round that the host drives, by role: "target" and, where it is compiled,
+    "draft"."""
+
+    passes: dict[str, CapturedPass]
+
+    @property
+    def caches(self) -> dict[str, FixedCache]:
+        return {role: captured.cache for role, captured in self.passes.items()}
+
+
 @dataclass
 class _Graph:
     """A captured round over the first `slots` of the caches."""
@@ -57,6 +142,8 @@ class CapturedRound:
 
     With `timed`, events around the phases are part of the graphs; without, there is no trace.
     """
+
+    passes: dict[str, CapturedPass] = {}  # none by itself
 
     def __init__(
         self,
@@ -112,15 +199,12 @@ class CapturedRound:
             self._limits, self._noise, self._temperature, seen["target"], seen.get("draft", [])
         )
         captured = _Graph(slots, on, torch.cuda.CUDAGraph())
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream), torch.no_grad():
-            for _ in range(WARM_UPS):
-                self._step(self._k, on, nullcontext)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        phase = captured.phase if self._timed else nullcontext
-        with torch.no_grad(), torch.cuda.graph(captured.graph, self._pool, stream):
+
+        def step(phase) -> None:
             self._result.copy_(self._step(self._k, on, phase))
+
+        phase = captured.phase if self._timed else nullcontext
+        _record(captured.graph, step, phase, self.device, self._pool)
         return captured
 
     def _step(self, k: int, on: RoundTensors, phase) -> torch.Tensor:

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 
+from specdec.engine.capture import CapturedPass
 from specdec.engine.fast_model import FastModel
 from specdec.models.cache import FixedCache
 from specdec.models.wrapper import Read
 
 
 class FastSession:
-    """Reads with a fast model over a cache that keeps its place; the first read is a prompt."""
+    """Reads with a fast model over a cache that keeps its place; the first read is a prompt.
 
-    def __init__(self, model: FastModel, cache: FixedCache) -> None:
+    `captured` is the pass as graphs over this cache: they serve passes over a few tokens, as long
+    as the cache has room.
+    """
+
+    def __init__(
+        self, model: FastModel, cache: FixedCache, captured: CapturedPass | None = None
+    ) -> None:
         self.cache = cache
         self.length = 0
-        self._model = model
+        self._model, self._captured = model, captured
 
     def read(self, tokens: torch.Tensor, keep: int) -> Read:
         """As `Session.read`."""
+        reach = self.length + len(tokens)
         if self.length == 0:
             read, cache = self._model.read_prompt(tokens, keep)
-            self.cache.reserve(len(tokens))
+            self._reserve(reach)
             self.cache.fill(cache)
+        elif self._captured is not None and self._captured.fits(len(tokens), self.length):
+            read = Read(self._captured.replay(tokens, self.length)[-keep:])
         else:
-            reach = self.length + len(tokens)
-            self.cache.reserve(reach)
+            self._reserve(reach)
             length = torch.tensor(self.length, device=tokens.device)
             logits, _ = self._model.run(tokens, length, self.cache.first(reach))
             read = Read(logits[-keep:])
-        self.length += len(tokens)
+        self.length = reach
         return read
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         self.length = length
+
+    def _reserve(self, slots: int) -> None:
+        if self._captured is not None and slots > self.cache.slots:
+            # The graphs keep the tensors that they were captured over.
+            self.cache, self._captured = copy(self.cache), None
+        self.cache.reserve(slots)

@@ -18,6 +18,7 @@ from specdec.utils.yaml_reader import read_yaml
 
 CARDS_PATH = PROJECT_ROOT / "config/cards.yaml"
 PROPOSAL_OPERATIONS = 4  # of the host between two draft steps: choose, write, cut, view
+PASS_OPERATIONS = 4  # of the host around a captured pass: tokens and length in, launch, logits out
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,16 @@ class Card:
     name: str
     engine: str  # eager or compiled: what the costs below are of
     memory: float
-    cache_bandwidth: float  # at which keys and values are read
+    cache_bandwidth: float  # at which keys and values are read, where no pass was measured
     operation: float  # a launch: of a kernel in a graph, or of an operation from the host
     operations_overlap: bool  # the host launches while the device works; else one after the other
     round: float  # what is neither a pass nor a choice of tokens, a round
     proposal: float  # the same, a drafted token
     step: float  # the same of the baseline, a step
     logit: float  # to choose a token, a logit
-    # Bytes of weights a second, by the rows of the pass; or what gives them:
+    # Bytes of weights and of the cache a second, by the rows of the pass; or what gives them:
     rates: dict[int, float] = field(default_factory=dict)
+    cache_rates: dict[int, float] = field(default_factory=dict)
     bandwidth: float = 0.0
     int4_bandwidth: float = 0.0
     peak: dict[torch.dtype, float] = field(default_factory=dict)
@@ -48,10 +50,17 @@ class Card:
         reading = wide / self.bandwidth + work.int4_bytes / (self.int4_bandwidth or self.bandwidth)
         return max(reading, 2 * rows * work.products / self.peak[work.dtype])
 
+    def cache_seconds(self, work: Work, rows: int, context: int) -> float:
+        """Seconds of the attention of a pass over `rows` tokens behind `context` cached ones."""
+        rate = self.cache_rates[rows] if self.cache_rates else self.cache_bandwidth
+        return work.cache_bytes * (context + rows) / rate
+
 
 def from_host(card: Card, name: str) -> Card:
-    """The same card where a compiled pass is no part of a captured round: the host launches it."""
-    return replace(card, operation=_published(name)["kernel_eager"], operations_overlap=True)
+    """The same card where the host drives the rounds: only the passes are captured."""
+    figures = _published(name)
+    between = (PROPOSAL_OPERATIONS + PASS_OPERATIONS) * figures["kernel_eager"]
+    return replace(card, round=figures["round"]["eager"], proposal=between)
 
 
 def published_card(name: str, engine: str) -> Card:

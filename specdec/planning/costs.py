@@ -263,9 +263,7 @@ def _load(side: ModelSide, request: Request) -> ModelWrapper:
 
 def _passes(name: str, wrapper: ModelWrapper, counts: list[int], request: Request) -> dict:
     """Measures `name 1`, `name 5`, … of passes over as many tokens."""
-    session = reader(
-        wrapper, request.context, max(counts), request.engine, as_draft=name == "draft"
-    )
+    session = reader(wrapper, request.context, counts, request.engine, as_draft=name == "draft")
     return {f"{name} {n}": lambda n=n: time_pass(wrapper, session, n) for n in counts}
 
 

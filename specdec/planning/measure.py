@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.capture import CapturedPass, on_device
 from specdec.engine.fast_model import fast_model
 from specdec.engine.session import FastSession
 from specdec.method.rule import match
@@ -29,9 +30,11 @@ def random_tokens(wrapper: ModelWrapper, count: int) -> torch.Tensor:
 
 
 def reader(
-    wrapper: ModelWrapper, context: int, most: int, engine: str, as_draft: bool = False
+    wrapper: ModelWrapper, context: int, counts: Sequence[int], engine: str, as_draft: bool = False
 ) -> Session | FastSession:
-    """A session behind `context` tokens, for passes over up to `most` more.
+    """A session behind `context` tokens, for passes over as many more as `counts` says.
+
+    Compiled ones are captured on a GPU, as those of a decoder are.
 
     The cache is filled with what one token left in it, over and over: a pass takes as long whatever
     stands there, and to read a context takes minutes where a dtype is slow.
@@ -44,7 +47,11 @@ def reader(
     if engine == "eager":
         return session
     model = fast_model(wrapper, as_draft)
-    fast = FastSession(model, model.take_cache(context + most))
+    cache, captured = model.take_cache(context + max(counts)), None
+    if wrapper.device.type == "cuda":
+        with on_device(wrapper.device):
+            captured = CapturedPass(model.run, cache, counts, wrapper.context_length, model.pool)
+    fast = FastSession(model, cache, captured)
     fast.cache.fill(session.cache)
     fast.length = context
     return fast

@@ -19,7 +19,7 @@ from specdec.planning.calibration import measure_card
 from specdec.planning.cards import Card, from_host, published_card
 from specdec.planning.costs import ACCEPTANCE, Costs, Estimate, Request
 from specdec.planning.plan import GB, make_plan
-from specdec.planning.work import Work, count_work, launches
+from specdec.planning.work import Work, count_work, launches, rounds
 from specdec.utils.errors import SpecdecError
 
 
@@ -29,8 +29,9 @@ def predict_on(name: str, request: Request, acceptance: str | None) -> dict[str,
     # A draft of another vocabulary is driven from the host, token by token.
     sides = request.draft, request.target
     sizes = {known_configuration(side).get_text_config().vocab_size for side in sides}
-    draft_card = card if len(sizes) == 1 else from_host(card, name)
-    costs = predict_costs(request, draft_card, card)
+    if len(sizes) > 1 and request.engine == "compiled":
+        card = from_host(card, name)
+    costs = predict_costs(request, card, card)
     head = {
         "predicted": True,
         "pair": request.pair,
@@ -52,8 +53,8 @@ def predict_on(name: str, request: Request, acceptance: str | None) -> dict[str,
 def compare_here(request: Request, measured: Costs, acceptance: str | None) -> dict[str, Any]:
     """What this machine's own figures predict of a pair, beside what was measured of it."""
     alpha = ACCEPTANCE if acceptance is None else find_acceptance(acceptance, request.pair)
-    cards = [measure_card(side, request) for side in (request.draft, request.target)]
-    predicted = predict_costs(request, *cards)
+    draft_card = measure_card(request.draft, request, as_draft=True)
+    predicted = predict_costs(request, draft_card, measure_card(request.target, request))
     return {
         "acceptance": alpha,
         "rows": [
@@ -71,7 +72,8 @@ def compare_here(request: Request, measured: Costs, acceptance: str | None) -> d
 
 def predict_costs(request: Request, draft_card: Card, target_card: Card) -> Costs:
     """What `measure_costs` would measure, each side's passes by a card of its own."""
-    draft, target = (count_work(side, request.device) for side in (request.draft, request.target))
+    draft = count_work(request.draft, request.device, rounds=rounds(request.draft, request))
+    target = count_work(request.target, request.device)
     draft_step = pass_seconds(draft, draft_card, 1, request.context)
     step = pass_seconds(target, target_card, 1, request.context)
 
@@ -95,7 +97,7 @@ def predict_costs(request: Request, draft_card: Card, target_card: Card) -> Cost
 def pass_seconds(work: Work, card: Card, rows: int, context: int) -> float:
     """Seconds of a pass over `rows` tokens behind `context` cached ones."""
     computing = card.product_seconds(work, rows)
-    computing += work.cache_bytes * (context + rows) / card.cache_bandwidth
+    computing += card.cache_seconds(work, rows, context)
     launching = card.operation * launches(work, card.engine)
     return max(computing, launching) if card.operations_overlap else computing + launching
 

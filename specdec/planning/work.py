@@ -14,6 +14,7 @@ from specdec.models.loading.memory_check import INT4_BYTES
 from specdec.models.loading.random_weights import known_configuration, model_without_weights
 from specdec.models.registry import ModelSide
 from specdec.models.wrapper import ModelWrapper
+from specdec.planning.costs import Request
 
 COUNTED_CONTEXT = 8  # tokens in the cache of the pass that is counted; any number gives the same
 # Of a Llama layer lowered for a GPU: 11 for one token, 13 for five (benchmarks/lowering.py).
@@ -27,6 +28,7 @@ class Work:
     weight_bytes: float  # that a pass reads, whatever its rows: of products and norms
     int4_bytes: float  # of these, in 4 bits
     products: float  # multiplications a row
+    head: float  # of these, of the layer that gives the logits
     cache_bytes: float  # of keys and values, a token of context
     layers: int
     operations: int  # of PyTorch, views left out: as many launches of an eager pass
@@ -34,12 +36,21 @@ class Work:
     dtype: torch.dtype  # that is computed in
 
 
-def count_work(side: ModelSide, device: torch.device) -> Work:
-    """The work of a pass of a side's model on `device`, which need not be there."""
+def rounds(side: ModelSide, request: Request) -> bool:
+    """Whether a draft reads its head in 8 bits (`specdec.kernels.formats.forms`)."""
+    compiled_on_cpu = request.engine == "compiled" and request.device.type == "cpu"
+    return compiled_on_cpu and side.dtype == "int4"
+
+
+def count_work(side: ModelSide, device: torch.device, rounds: bool = False) -> Work:
+    """The work of a pass of a side's model on `device`, which need not be there.
+
+    One that `rounds` is that of a compiled draft in 4 bits on a CPU, whose head has 8.
+    """
     model = model_without_weights(side, known_configuration(side), device)
     products = _products(model)
     head = model.get_output_embeddings()
-    width = compute_dtype(side.dtype, device).itemsize
+    width = 1 if rounds else compute_dtype(side.dtype, device).itemsize  # of what isn't in 4 bits
     narrow = sum(n for module, n in products if module is not head) if side.dtype == "int4" else 0
     total = sum(n for _, n in products)
     wrapper = ModelWrapper(model, None, "meta")
@@ -48,6 +59,7 @@ def count_work(side: ModelSide, device: torch.device) -> Work:
         weight_bytes=width * (total - narrow) + INT4_BYTES * narrow,
         int4_bytes=INT4_BYTES * narrow,
         products=total,
+        head=sum(n for module, n in products if module is head),
         cache_bytes=cache_bytes_per_token(wrapper),
         layers=text.num_hidden_layers,
         operations=_count_operations(wrapper),

@@ -138,7 +138,10 @@ def run_job(
                 )
                 for order, k in enumerate(arms)
             }
-            _note_near_ties(pair, prompt, *(new[prompt.prompt_id, k] for k in job.arms))
+            if len(job.arms) == 2:
+                _note_near_ties(
+                    pair, prompt, decoders, *(new[prompt.prompt_id, k] for k in job.arms)
+                )
             append_records(progress, new.values())
             records |= new
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
@@ -187,17 +190,17 @@ def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> Gener
     )
 
 
-def _note_near_ties(pair: LoadedPair, prompt: Prompt, *arms: dict) -> None:
+def _note_near_ties(
+    pair: LoadedPair, prompt: Prompt, decoders: dict[int, Decoder], alone: dict, together: dict
+) -> None:
     """Note in a greedy record where it leaves the baseline's output by a near tie alone."""
-    if len(arms) < 2 or arms[1]["verified_by"] != "greedy":
+    if together["verified_by"] != "greedy":
         return
-    alone, together = arms
     ids = alone["generated_ids"], together["generated_ids"]
     if ids[0] != ids[1]:
         prompt_ids = pair.encode(prompt.text).prompt_ids
-        together["near_ties"] = greedy_near_ties(
-            pair.target, prompt_ids, *ids, rows=together["K"] + 1
-        )
+        by = decoders[alone["K"]], decoders[together["K"]]
+        together["near_ties"] = greedy_near_ties(*by, prompt_ids, *ids)
 
 
 def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:

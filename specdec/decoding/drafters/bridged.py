@@ -9,6 +9,7 @@ from specdec.decoding.drafters.interface import (
     Drafter,
     Drafting,
     Proposal,
+    fell_short,
     nothing_of,
 )
 from specdec.decoding.generation import Generation
@@ -59,7 +60,7 @@ class BridgedDrafting(Drafting):
                 f"the draft's context of {self._context} tokens is shorter than the text: "
                 "behind it the target went on alone"
             )
-        if any(count < steps for count, steps in self._counts):
+        if fell_short(self._counts):
             notes.append(NOT_FINITE)
         return notes
 
@@ -113,6 +114,7 @@ class IntersectionDraft(BridgedDraft):
         draft_id = torch.zeros(vocabularies.target_size, dtype=torch.long)
         draft_id[to_target[common]] = common
         self.draft_id = draft_id.to(wrapper.device)  # [V_target], for targets of the intersection
+        self.draft_id_on_host = draft_id.tolist()
 
     def begin(self, run, draft_prompt, read) -> IntersectionDrafting:
         return IntersectionDrafting(self, run, draft_prompt)
@@ -126,7 +128,21 @@ class IntersectionDraft(BridgedDraft):
 
 
 class IntersectionDrafting(BridgedDrafting):
+    def __init__(self, drafter: IntersectionDraft, run: Generation, prompt) -> None:
+        super().__init__(drafter, run, prompt)
+        self._began, self._steps, self._kept = 0, 0, 0  # place, passes, what held of the last round
+
+    def settle(self, kept, token, read) -> None:
+        self._kept = kept
+
+    def _take_up(self) -> None:
+        """Count as read what the last round proposed and kept: the host knows it from the text."""
+        held = self._run.ids[self._began :][: min(self._kept, max(0, self._steps - 1))]
+        self._read += [self._drafter.draft_id_on_host[token] for token in held]
+        self._began, self._steps, self._kept = self._run.position, 0, 0
+
     def propose(self, k: int) -> Proposal:
+        self._take_up()
         unread = self._unread()
         if not self._has_room(k):
             return nothing_of(self._run)
@@ -142,7 +158,7 @@ class IntersectionDrafting(BridgedDrafting):
             if i < k - 1:
                 logits = self._session.read(drafter.draft_id[tokens[-1]], keep=1).logits[0]
         tokens = torch.cat(tokens)
-        self._read += drafter.draft_id[tokens[:-1]].tolist()
+        self._steps = k
         # Behind a pass whose logits are no numbers nothing is proposed.
         count = first_where(~torch.cat(finite))
         self._counts.append((count, len(finite)))

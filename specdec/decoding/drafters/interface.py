@@ -26,6 +26,15 @@ class Proposal(NamedTuple):
     steps: int  # passes of the draft that it took: what c is the price of
 
 
+def fell_short(counts: list[tuple[int | torch.Tensor, int]]) -> bool:
+    """Whether a round proposed fewer tokens than it was asked for: `counts` are both, of each
+    round. Waits for the device once."""
+    if not counts:
+        return False
+    proposed = torch.stack([torch.as_tensor(count) for count, _ in counts]).tolist()
+    return any(count < asked for count, (_, asked) in zip(proposed, counts, strict=True))
+
+
 def nothing_of(run: Generation) -> Proposal:
     """A proposal of no token: the target goes on alone."""
     return Proposal(run.prompt[:0], None, 0, 0)

@@ -10,6 +10,7 @@ from specdec.decoding.drafters.interface import (
     Drafter,
     Drafting,
     Proposal,
+    fell_short,
     nothing_of,
 )
 from specdec.decoding.generation import Generation
@@ -55,16 +56,9 @@ class ModelDrafting(Drafting):
                 f"the draft's context of {self._context} tokens is shorter than the text: "
                 "behind it the target went on alone"
             )
-        if self.broken or self._fell_short():
+        if self.broken or fell_short(self._counts):
             notes.append(NOT_FINITE)
         return notes
-
-    def _fell_short(self) -> bool:
-        """Whether a round proposed less than it was asked for; waits for the device once."""
-        if not self._counts:
-            return False
-        counts = torch.stack([count for count, _ in self._counts]).tolist()
-        return any(count < steps for count, (_, steps) in zip(counts, self._counts, strict=True))
 
     @property
     def room(self) -> int:

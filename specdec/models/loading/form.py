@@ -44,7 +44,9 @@ def weight_options(dtype: str, device: torch.device) -> dict:
     """The arguments of `from_pretrained` that decide in what form the weights are held."""
     compute = compute_dtype(dtype, device)
     if dtype != "int4":
-        return {"dtype": compute}
+        # Onto a GPU tensor by tensor: the host never holds the whole.
+        directly = {"device_map": {"": device}} if device.type == "cuda" else {}
+        return {"dtype": compute, **directly}
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -54,16 +56,19 @@ def weight_options(dtype: str, device: torch.device) -> dict:
     return {"dtype": compute, "quantization_config": quantization, "device_map": {"": device}}
 
 
-def check_form(model_id: str, dtype: str) -> None:
-    """Raise SpecdecError for an unknown dtype, and for int4 where its libraries are missing."""
+def check_form(model_id: str, dtype: str, device: torch.device) -> None:
+    """Raise SpecdecError for an unknown dtype, and where libraries that loading needs are missing:
+    those of int4, and of loading onto a GPU."""
     if dtype not in DTYPES:
         raise SpecdecError(f"{model_id}: dtype '{dtype}' is not one of {', '.join(DTYPES)}")
-    missing = [
-        name for name in ("bitsandbytes", "accelerate") if not importlib.util.find_spec(name)
-    ]
-    if dtype == "int4" and missing:
+    needed = {"int4": ("bitsandbytes", "accelerate")}.get(dtype, ())
+    if device.type == "cuda":
+        needed = needed or ("accelerate",)
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
+    if missing:
+        what = "int4" if dtype == "int4" else f"loading onto {device}"
         raise SpecdecError(
-            f"int4 needs {' and '.join(missing)}; run `pip install -c requirements/lock.txt "
+            f"{what} needs {' and '.join(missing)}; run `pip install -c requirements/lock.txt "
             "-e '.[gpu]'` in the project's folder"
         )
 

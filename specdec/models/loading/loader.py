@@ -73,8 +73,8 @@ def load_trained(
     side: ModelSide, device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a side with trained weights, as `load_model` gives them."""
-    check_form(side.label, side.dtype)
     place = resolve_device(device)
+    check_form(side.label, side.dtype, place)
     source = source_of(side)
     hub = {"revision": side.revision, "trust_remote_code": side.trust_remote_code}
     options = weight_options(side.dtype, place)
@@ -90,11 +90,9 @@ def load_trained(
     check_complete(side.label, report)
     if file:
         model.config.name_or_path = side.label  # not the folder that it was converted to
-    if side.dtype == "int4":  # its weights are in place already
+    if side.dtype == "int4":
         keep_quantisation(model)
         log.info(describe_int4(model))
-    else:
-        model = model.to(place)
     return model.eval().requires_grad_(False), tokenizer
 
 

@@ -1,4 +1,7 @@
-"""Whether models fit into a machine's memory, told from their configurations alone."""
+"""Whether models fit into a machine's memory, told from their configurations alone.
+
+Weights go onto a GPU tensor by tensor, so the host holds a few of them at a time.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,47 @@ INT4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 # What caches, logits and workspace take on top of the weights: a tenth of them.
 MARGIN = 1.1
 
+AT_A_TIME = 4  # tensors that transformers reads at a time (`core_model_loading.GLOBAL_WORKERS`)
+HOST = torch.device("cpu")
+
 
 def check_memory(
     name: str, sides: list[ModelSide], device: torch.device, stated_gb: float | None = None
 ) -> None:
-    """Raise SpecdecError unless models fit into the memory that is free now.
+    """Raise SpecdecError unless models fit into the memory that is free now: the device's, and on
+    their way to a GPU the host's.
 
     Args:
         name: what the models are together, for the error.
         sides: the models; nothing of them is read but their configurations.
-        device: where they are to be; GPU memory counts there, the host's elsewhere.
-        stated_gb: what they need (10^9 bytes) if that is known; else it is computed.
+        device: where they are to be.
+        stated_gb: what they need there (10^9 bytes) if that is known; else it is computed.
     """
     needed = needed_bytes(sides, device) if stated_gb is None else stated_gb * 1e9
+    _check(name, needed, device, "take a smaller pair, or int4 for a side")
+    if device.type != "cpu":
+        on_the_way = max(bytes_on_the_way(side, device) for side in sides)
+        _check(f"{name}, on its way to {device}", on_the_way, HOST, "or take a smaller pair")
+
+
+def _check(name: str, needed: float, device: torch.device, remedy: str) -> None:
     available = available_bytes(device)
     if needed > available:
         place = "this machine" if device.type == "cpu" else str(device)
         raise SpecdecError(
             f"{name}: needs {needed / 1e9:.1f} GB of memory, and {place} has "
-            f"{available / 1e9:.1f} GB free; free some, take a smaller pair, or int4 for a side"
+            f"{available / 1e9:.1f} GB free; free some, {remedy}"
         )
+
+
+def bytes_on_the_way(side: ModelSide, device: torch.device) -> int:
+    """What the host holds of a model's weights at a time while they go onto a GPU.
+
+    A GGUF file is converted once, and then needs more: all its weights.
+    """
+    model = model_without_weights(side, configuration(side), device)
+    width = compute_dtype(side.dtype, device).itemsize
+    return AT_A_TIME * width * max(weight.numel() for weight in model.parameters())
 
 
 def needed_bytes(sides: list[ModelSide], device: torch.device) -> float:

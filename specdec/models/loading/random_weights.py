@@ -1,8 +1,12 @@
-"""Models of known sizes and random weights: for timing, where nothing has to be downloaded."""
+"""Models of known sizes and random weights: for timing, where nothing has to be downloaded.
+
+They are the same numbers on every device: whatever is drawn is drawn on the host.
+"""
 
 from __future__ import annotations
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from specdec.models.loading.configuration import known_configuration
@@ -18,6 +22,7 @@ from specdec.models.registry import ModelSide
 from specdec.models.wrapper import ModelWrapper
 
 SEED = 0
+BLOCK = 4_194_301  # numbers that are drawn, over and over; a prime, so that no two rows are equal
 INT4_STD = 0.02  # of weights that are quantised; the others are drawn as their class draws them
 
 
@@ -28,8 +33,8 @@ def load_random_weights(side: ModelSide, device: str = "auto") -> ModelWrapper:
         SpecdecError: for sizes that are not known here or fit no model, and for int4 without
             bitsandbytes.
     """
-    check_form(side.label, side.dtype)
     place = resolve_device(device)
+    check_form(side.label, side.dtype, place)
     config = known_configuration(side)
     config.name_or_path = side.label
     with torch.random.fork_rng(), quiet(), explained(side.label):
@@ -51,10 +56,46 @@ def model_without_weights(
 
 
 def _drawn(side: ModelSide, config: PreTrainedConfig, place: torch.device) -> PreTrainedModel:
-    """Weights as the model's class initialises them, drawn where and as what they are wanted."""
+    """Weights as the model's class initialises them, where and as what they are wanted."""
     model = model_without_weights(side, config, place).to_empty(device=place)
-    model.init_weights()  # weights, rotary tables, and what is tied
+    with _DrawnOnTheHost():
+        model.init_weights()  # weights, rotary tables, and what is tied
     return model
+
+
+class _DrawnOnTheHost(TorchDispatchMode):
+    """Has tensors of any device filled with the same numbers, from the host's generator.
+
+    To draw 8 billion normal ones takes one thread 35 s, so a block of them is drawn once and laid
+    behind itself; each tensor goes on where the one before it ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._normal = torch.randn(BLOCK)
+        self._blocks: dict[tuple, torch.Tensor] = {}
+        self._next = 0  # of the block
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if operation is torch.ops.aten.normal_.default:
+            return self._fill(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            drawn = torch.empty(args[0].shape, dtype=args[0].dtype)
+            return args[0].copy_(operation(drawn, *args[1:], **kwargs))
+        return operation(*args, **kwargs)
+
+    def _fill(self, tensor: torch.Tensor, mean=0.0, std=1.0, generator=None) -> torch.Tensor:
+        address = mean, std, tensor.device
+        if address not in self._blocks:
+            self._blocks[address] = (self._normal * std + mean).to(tensor.device)
+        block, flat, done = self._blocks[address], tensor.view(-1), 0
+        while done < len(flat):
+            part = block[self._next : self._next + len(flat) - done]
+            flat[done : done + len(part)].copy_(part)
+            done += len(part)
+            self._next = (self._next + len(part)) % BLOCK
+        return tensor
 
 
 def _quantised(side: ModelSide, config: PreTrainedConfig, place: torch.device) -> PreTrainedModel:
@@ -75,5 +116,6 @@ def _quantised(side: ModelSide, config: PreTrainedConfig, place: torch.device) -
         else:  # of a norm, or a bias
             state[name] = torch.full(weight.shape, float(name.endswith("weight")))
     model = type(empty).from_pretrained(None, config=config, state_dict=state, **options)
+    model.config.name_or_path = side.label
     keep_quantisation(model)
     return model
