@@ -84,6 +84,8 @@ def test_a_record_carries_the_hash_of_its_request_and_where_it_ran(job, run):
         asked = {name: record[column] for column, name in names.items()}
         assert BenchmarkConfig(**asked).config_hash() == record["config_hash"]
         assert record["environment"]["torch"] and record["environment"]["threads"] >= 1
+        assert record["environment"]["instruction_set"]
+        assert record["draft_weights"] is record["target_weights"] is None  # of no GGUF file
         assert record["prompt_tokens"] > 0 and record["code_digest"] and record["engine"]
 
 

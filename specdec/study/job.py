@@ -21,7 +21,7 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.kernels.build import instruction_set
 from specdec.method.sampling import Warp
-from specdec.models.loading.loader import resolve_device
+from specdec.models.loading.loader import describe_weights, resolve_device
 from specdec.models.registry import ModelPair
 from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
 from specdec.profiling.power import PowerSampler
@@ -119,6 +119,10 @@ def run_job(
         environment = capture_environment(pair.target.device)
         if device_type == "cpu":
             environment["instruction_set"] = instruction_set()  # of the kernels, now loaded
+        weights = {
+            f"{side}_weights": describe_weights(getattr(job.pair, side), job.device)
+            for side in ("draft", "target")
+        }
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
@@ -135,6 +139,7 @@ def run_job(
                     order,
                     digest,
                     environment,
+                    weights,
                 )
                 for order, k in enumerate(arms)
             }
@@ -200,7 +205,7 @@ def _note_near_ties(pair: LoadedPair, prompt: Prompt, *arms: dict) -> None:
         )
 
 
-def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:
+def _decode(job, pair, request, decoder, prompt, order, digest, environment, weights) -> dict:
     gc.collect()  # now rather than in the middle of a timed generation
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -223,4 +228,5 @@ def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> 
         code_digest=digest,
         environment=environment,
         ignored_settings=pair.target.ignored_settings,
+        weights=weights,
     )
