@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 from specdec.data.dataset import Prompt
 from specdec.decoding.loaded_pair import LoadedPair
+from specdec.profiling.metrics import first_difference
 from specdec.study.near_ties import is_near_tie, replay
 from specdec.utils.logging import get_logger
 
@@ -107,8 +108,7 @@ def check_greedy(
 
 def _part(prompt_id, k, alone, together, one_row, target) -> Parting:
     """The first place where two outputs differ, one of which may have ended there."""
-    shared = min(len(alone), len(together))
-    place = next((i for i in range(shared) if alone[i] != together[i]), shared)
+    place = first_difference(alone, together)
     tokens = tuple(ids[place] if place < len(ids) else None for ids in (alone, together))
     if None in tokens:
         logits, gap = (None, None), None

@@ -23,11 +23,11 @@ from specdec.kernels.build import instruction_set
 from specdec.method.sampling import Warp
 from specdec.models.loading.loader import describe_weights, resolve_device
 from specdec.models.registry import ModelPair
-from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
+from specdec.profiling.metrics import SAME_TOKENS, BenchmarkConfig, GenerationResult
 from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.study.ceiling import acceptance_ceiling
-from specdec.study.near_ties import greedy_near_ties
+from specdec.study.near_ties import sampler_of, tie_of_two, ties_of_one
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
 
@@ -143,7 +143,8 @@ def run_job(
                 )
                 for order, k in enumerate(arms)
             }
-            _note_near_ties(pair, prompt, *(new[prompt.prompt_id, k] for k in job.arms))
+            if not all(decoder.is_bitwise(job.temperature) for decoder in decoders.values()):
+                _note_near_ties(job, pair, prompt, [new[prompt.prompt_id, k] for k in job.arms])
             append_records(progress, new.values())
             records |= new
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
@@ -192,17 +193,21 @@ def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> Gener
     )
 
 
-def _note_near_ties(pair: LoadedPair, prompt: Prompt, *arms: dict) -> None:
-    """Note in a greedy record where it leaves the baseline's output by a near tie alone."""
-    if len(arms) < 2 or arms[1]["verified_by"] != "greedy":
+def _note_near_ties(job: Job, pair: LoadedPair, prompt: Prompt, arms: list[dict]) -> None:
+    """Note in a record that promises the baseline's tokens where rounding may give it another.
+
+    Of a paired one, only the place where the two part. It takes passes of the target, untimed.
+    """
+    speculative = arms[-1]
+    if speculative["verified_by"] not in SAME_TOKENS:
         return
-    alone, together = arms
-    ids = alone["generated_ids"], together["generated_ids"]
-    if ids[0] != ids[1]:
-        prompt_ids = pair.encode(prompt.text).prompt_ids
-        together["near_ties"] = greedy_near_ties(
-            pair.target, prompt_ids, *ids, rows=together["K"] + 1
-        )
+    outputs, rows = [arm["generated_ids"] for arm in arms], job.K + 1
+    if len(outputs) == 2 and outputs[0] == outputs[1]:
+        return
+    ids, warp = pair.encode(prompt.text).prompt_ids, Warp(job.temperature)
+    sampler = sampler_of(speculative["verified_by"], warp, job.seed, ids, job.max_new_tokens)
+    find = tie_of_two if len(outputs) == 2 else ties_of_one
+    speculative["near_ties"] = find(pair.target, sampler, ids, *outputs, rows=rows)
 
 
 def _decode(job, pair, request, decoder, prompt, order, digest, environment, weights) -> dict:
