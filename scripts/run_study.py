@@ -8,6 +8,8 @@ or broken configuration file with a traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import queue
 import re
@@ -23,11 +25,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from specdec.utils.cache import cache_folder
 from specdec.utils.errors import SpecdecError, cli
-from specdec.utils.files import check_writable
+from specdec.utils.files import atomic_write, check_writable
 from specdec.utils.yaml_reader import read_yaml
 
 LOG = Path("results/logs/study.log")
+SECONDS = "usual_seconds.json"  # in the cache
 # With a GPU each job is a process from the start: a fork can not use a device that its parent does.
 GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
@@ -36,17 +40,30 @@ LOG_FILE = re.compile(r"^    log: (\S+)")
 JOB_COUNT = re.compile(r"^(\w+) +(\d+)$")
 FINISHED = re.compile(r"^Finished jobid: \d+ \(Rule: (\w+)\)$")
 EAGER = re.compile(r"engine (eager \(.*)$")
+COMPILING = re.compile(r"^\[compiler\] compiling (.*) …$", re.M)
+COMPILED = re.compile(r"^\[compiler\] compiled (.*) in (\d+) s$", re.M)
+
+# Seconds that a piece takes to compile, by how its name begins, where it is the first time here.
+USUAL = {"a pass of": 20.0, "decisions": 5.0, "a draft's choice": 5.0}
 
 
 class Progress:
     """What Snakemake's lines say of a run: what is being done, what is done, what is left.
 
-    `left` counts jobs by rule; `seconds` holds how long finished ones took. `logs` are those of the
-    jobs that have begun, the latest last.
+    `left` counts jobs by rule; `seconds` holds how long finished ones took, without what was
+    compiled meanwhile. `logs` are those of the jobs that have begun, the latest last. `compiling`
+    holds when each piece began that is being compiled, `usual` how long rules' jobs and pieces took
+    the last time, in an earlier study too.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, usual: dict[str, float] | None = None) -> None:
         self.begun = now
+        self.usual = dict(usual or {})
+        self.pieces: dict[str, float] = {}  # how long they took to compile
+        self.compiling: dict[str, float] = {}
+        self._compiled: set[str] = set()  # in the job's log
+        self._stood_still = 0.0  # seconds of the job in which something was compiled
+        self._looked = now
         self.left: Counter[str] = Counter()
         self.total = 0
         self.rule: str | None = None
@@ -65,28 +82,62 @@ class Progress:
             else:
                 self.left[count[1]] = int(count[2])
         elif job := JOB.match(line):
-            self.rule, self.rule_begun = job[1], now
+            self.rule = job[1]
+            self._begin(now)
         elif log := LOG_FILE.match(line):
             self.logs.append(Path(log[1]))
             return True
         elif (finished := FINISHED.match(line)) and finished[1] in self.left:
             self.left[finished[1]] -= 1
-            self.seconds[finished[1]].append(now - self.rule_begun)
-            self.rule_begun = now
+            self.seconds[finished[1]].append(self._worked(now))
+            self._begin(now)
         return False
 
-    def remaining(self, now: float) -> float | None:
-        """Seconds that the jobs left may take, as the finished ones of their rules did.
+    def _begin(self, now: float) -> None:
+        self.rule_begun, self._looked, self._stood_still = now, now, 0.0
+        self.compiling.clear()
+        self._compiled.clear()
 
-        None until a decode job is finished: all others are short.
+    def _worked(self, now: float) -> float:
+        """Seconds of the job in which nothing was compiled."""
+        return now - self.rule_begun - self._stood_still
+
+    def look(self, log: str, now: float) -> bool:
+        """Take up what the job's log says of compiling; whether another piece began to be."""
+        if self.compiling:
+            self._stood_still += now - self._looked
+        self._looked = now
+        for piece, seconds in COMPILED.findall(log):
+            self.pieces[piece] = float(seconds)
+            self.compiling.pop(piece, None)
+            self._compiled.add(piece)
+        new = set(COMPILING.findall(log)) - set(self.compiling) - self._compiled
+        self.compiling |= dict.fromkeys(sorted(new), now)
+        return bool(new)
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds that the jobs left may take, as the finished ones of their rules did, or did in
+        an earlier study; and what is being compiled.
+
+        None until a decode job is finished, if there is no such study: all others are short.
         """
-        if self.left["decode"] and not self.seconds["decode"]:
+        if self.left["decode"] and not (self.seconds["decode"] or "decode" in self.usual):
             return None
-        known = [second for seconds in self.seconds.values() for second in seconds]
-        mean = {rule: sum(times) / len(times) for rule, times in self.seconds.items() if times}
-        short = min(mean.values(), default=0.0) if known else 0.0
-        expected = sum(count * mean.get(rule, short) for rule, count in self.left.items())
-        return max(0.0, expected - (now - self.rule_begun))
+        mean = self.usual | self.means()
+        known = [mean[rule] for rule in self.left if rule in mean]
+        short = min(known, default=0.0)
+        jobs = sum(count * mean.get(rule, short) for rule, count in self.left.items())
+        compiling = [self._usual(piece) - now + begun for piece, begun in self.compiling.items()]
+        return max(0.0, jobs - self._worked(now)) + max([0.0, *compiling])
+
+    def means(self) -> dict[str, float]:
+        """How long a job of each rule took."""
+        return {rule: sum(times) / len(times) for rule, times in self.seconds.items() if times}
+
+    def _usual(self, piece: str) -> float:
+        """How long a piece takes to compile: as the last time, else as its kind does."""
+        kinds = (seconds for kind, seconds in USUAL.items() if piece.startswith(kind))
+        return self.usual.get(piece) or next(kinds, 0.0)
 
     def line(self, now: float) -> str:
         """What is being done, how far the study is, and about how long it takes still."""
@@ -95,6 +146,13 @@ class Progress:
         time_left = "" if left is None else f", about {clock(left)} left"
         return (
             f"[{done + 1}/{self.total}] {self.doing()} · {clock(now - self.begun)} gone{time_left}"
+        )
+
+    def compiling_now(self, now: float) -> str:
+        """Each piece that is being compiled, since when, and how long it usually takes."""
+        return ", ".join(
+            f"compiling {piece}: {clock(now - begun)} of about {clock(self._usual(piece))}"
+            for piece, begun in self.compiling.items()
         )
 
     def doing(self) -> str:
@@ -106,15 +164,36 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return lines[-1] if lines else ""
+def text_of(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def last_line(text: str) -> str:
+    return (text.splitlines() or [""])[-1]
+
+
+def kept_seconds() -> dict[str, dict[str, float]]:
+    """How long the jobs of each study took the last time, and what was compiled ("pieces")."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((cache_folder() / SECONDS).read_text())
+    return {}
+
+
+def keep_seconds(study: str, progress: Progress) -> None:
+    """Keep them for the next study; where nothing can be kept, it knows less."""
+    kept = kept_seconds()
+    for name, new in ((study, progress.means()), ("pieces", progress.pieces)):
+        kept[name] = kept.get(name, {}) | new
+    with contextlib.suppress(OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with atomic_write(cache_folder() / SECONDS) as file:
+            json.dump(kept, file)
 
 
 def eager_notice(logs: list[Path]) -> str | None:
     """What to say where a job went on by the eager engine though the fast one was asked for."""
     for log in logs:
-        for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        for line in text_of(log).splitlines():
             if eager := EAGER.search(line):
                 return f"{log.with_suffix('').relative_to('results/logs/decode')}: {eager[1]}"
     return None
@@ -141,7 +220,10 @@ class Display:
 
 def run_snakemake(arguments: list[str]) -> int:
     """Run the study's workflow; Snakemake's exit code."""
-    display, progress = Display(), Progress(time.monotonic())
+    study = " ".join(arguments)
+    kept = kept_seconds()
+    usual = kept.get("pieces", {}) | kept.get(study, {})
+    display, progress = Display(), Progress(time.monotonic(), usual)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     command = [Path(sys.executable).with_name("snakemake"), *arguments]
     with LOG.open("w") as log:
@@ -170,13 +252,16 @@ def run_snakemake(arguments: list[str]) -> int:
             begins = progress.read(line, time.monotonic())
             if said_eager is None and (said_eager := eager_notice(progress.logs)):
                 display.say(f"the eager engine decodes {said_eager}")
+            job_log = text_of(progress.logs[-1]) if progress.logs else ""
+            compiles = progress.look("" if begins else job_log, now := time.monotonic())
+            told = progress.compiling_now(now)
             if progress.logs and display.over:
-                shown = f"{progress.line(time.monotonic())} · {last_line(progress.logs[-1])}"
-                display.update(shown)
-            elif begins:
-                display.say(progress.line(time.monotonic()))
+                display.update(f"{progress.line(now)} · {told or last_line(job_log)}")
+            elif begins or compiles:
+                display.say(f"{progress.line(now)} · {told}" if told else progress.line(now))
         code = process.wait()
     display.clear()
+    keep_seconds(study, progress)
     if nothing:
         print("Nothing to be done: every result is there, and up to date")
     if said_eager:

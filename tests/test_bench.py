@@ -351,6 +351,7 @@ def test_a_benchmark_of_a_tiny_pair_says_everything(tiny_pair):
     assert set(document["instrumentation"]) == {"K = 2", "K = 3"}
     assert set(document["card"]["engine"]["got"]) == {"baseline", "K = 2", "K = 3"}
     assert document["card"]["instruction_set"] in ("avx512", "avx2", "neon", "generic")
+    assert document["card"]["target"]["weights"] is None
     assert (
         "vectors     " in shown
         and "GB/s" in shown

@@ -144,6 +144,24 @@ def test_every_figure_says_what_was_measured_on_what(tables_of, name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_says_which_instruction_set_ran_and_what_the_weights_are(tmp_path, name):
+    def run_on(*sets):
+        def change(record):
+            record["environment"]["instruction_set"] = sets[record["prompt_id"] == "code_001"]
+            record["target_weights"] = "Q4_1 weights widened to bfloat16"
+
+        return change
+
+    for folder, sets in (("one", ("avx2", "avx2")), ("two", ("avx2", "avx512"))):
+        path = simulate_job(tmp_path / folder / "runs", TRUTH, 4)
+        write_tables([edit_records(path, run_on(*sets))], tmp_path / folder)
+    words = words_of(draw(name, tmp_path / "one"))
+    assert "(1 thread, AVX2)" in words
+    assert "Weights: target: Q4_1 weights widened to bfloat16." in words
+    assert "(1 thread, MIXED: AVX2 and AVX-512)" in words_of(draw(name, tmp_path / "two"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
 def test_what_differs_within_a_figure_is_all_listed(tables_of, name):
     words = words_of(draw(name, tables_of(odd_study)))
     for fact in (TRUTH.device, "NVIDIA H200", "builtin, somebody/her-own-prompts", "n = 2 to 10"):

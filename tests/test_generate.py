@@ -8,13 +8,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from specdec import __main__ as command
+from specdec.commands import generate as generate_module
 from specdec.commands.generate import TextStream
 from specdec.commands.prompt_input import ECHOED_CHARACTERS, echo
 from specdec.commands.text_stream import ACCEPTED, CONTEXT, LEGEND, OWN, PLAIN
 from specdec.decoding import loaded_pair
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import load_pair
 from specdec.engine import compiler, fast_model
 from specdec.utils.errors import SpecdecError
@@ -247,6 +250,33 @@ class TestOutput:
         assert not kept
         assert "engine: compiled" in generate("--prompt", "The quick", "--engine", "compiled")
         assert "engine: compiled" in generate("--prompt", "The quick")
+
+    @pytest.mark.parametrize(
+        ("kept_for", "taken", "said"), [({2}, 2, False), ({1}, 1, True), (set(), 2, False)], ids=str
+    )
+    def test_pieces_for_one_thread_are_taken_where_there_are_none_for_more(
+        self, generate, monkeypatch, kept_for, taken, said
+    ):
+        """Those of a study and of bench: generate, on all cores, found nothing there."""
+        with_threads, lines = [], []
+        monkeypatch.setattr(generate_module.log, "info", lines.append)
+
+        def decode(self, *arguments, right=Decoder.generate, **settings):
+            with_threads.append(torch.get_num_threads())
+            return right(self, *arguments, **settings)
+
+        monkeypatch.setattr(Decoder, "generate", decode)
+        monkeypatch.setattr(
+            Decoder, "prepare_from_disk", lambda *_: torch.get_num_threads() in kept_for
+        )
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            generate("--prompt", "The quick")
+        finally:
+            torch.set_num_threads(before)
+        assert with_threads == [taken]
+        assert [line.startswith("one thread") for line in lines] == [True] * said
 
     def test_it_is_compared_with_the_target_alone_in_plain_words(self, generate):
         last = generate("--prompt", "The quick", "--compare").splitlines()[-1]

@@ -13,7 +13,7 @@ from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loading import gguf, memory_check
 from specdec.models.loading.configuration import configuration
 from specdec.models.loading.hub import check_available, resolve_model
-from specdec.models.loading.loader import load_model
+from specdec.models.loading.loader import describe_weights, load_model
 from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.pair import check_pair, load_pair
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
@@ -83,6 +83,22 @@ class TestWeights:
         model, _ = load_model(files["Q8_0"], "int4", "cpu")
         layer = model.model.layers[0].mlp.up_proj
         assert layer.weight.quant_type == "nf4" and layer.weight.compress_statistics
+
+    @pytest.mark.parametrize(
+        ("kind", "dtype", "told"),
+        [
+            ("Q4_1", "bfloat16", "Q4_1 weights widened to bfloat16"),
+            ("Q8_0", "int4", "Q8_0 weights widened to float32, then quantised to NF4"),
+            ("F32", "bfloat16", "F32 weights read as bfloat16"),
+        ],
+    )
+    def test_what_they_are_is_told(self, files, kind, dtype, told):
+        assert describe_weights(ModelSide(files[kind], dtype), "cpu") == told
+
+    def test_the_dtype_tells_what_others_are(self, original, tmp_path):
+        original[0].save_pretrained(tmp_path)
+        assert describe_weights(ModelSide(str(tmp_path), "float32"), "cpu") is None
+        assert describe_weights(ModelSide("x", "float32", weights="random"), "cpu") is None
 
     def test_the_model_is_an_ordinary_one_that_can_be_saved(self, files, tmp_path):
         model, tokenizer = load_model(files["Q4_1"], "bfloat16", "cpu")

@@ -17,6 +17,7 @@ from specdec.study.job import Job, run_job
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
 from tests.tiny import make_model, make_tokenizer, perturbed
+from tests.toy_tokenizers import byte_level
 
 TEXTS = ["The quick brown fox", "def add(a, b):", "for i in range(10):", "The lazy dog"]
 PROMPTS = [Prompt(f"code_{i:03d}", "code", text, 4) for i, text in enumerate(TEXTS)]
@@ -78,12 +79,36 @@ def test_greedy_pairs_of_a_job_agree_token_for_token(job, run):
         assert baseline["generated_ids"] == speculative["generated_ids"]
 
 
+@pytest.mark.parametrize(
+    ("temperature", "vocabulary", "rule", "notes"),
+    [(0.0, "auto", "greedy", True), (0.8, "exact_match", "matching", True)]
+    + [(0.8, "intersection", "rejection", False)],
+)
+def test_near_ties_are_noted_wherever_the_rule_promises_the_baselines_tokens(
+    job, run, monkeypatch, tmp_path, temperature, vocabulary, rule, notes
+):
+    """Paired, where the outputs differ; unpaired always, for its baseline is decoded elsewhere."""
+    tokenizer = byte_level()  # another than the target's
+    make_model(vocab_size=len(tokenizer), seed=3).save_pretrained(tmp_path / "draft")
+    tokenizer.save_pretrained(tmp_path / "draft")
+    draft = ModelSide(str(tmp_path / "draft"), "float32")
+    pair = replace(job.pair, draft=draft, vocabulary=vocabulary)
+    job = replace(job, pair=pair, temperature=temperature)
+    assert all(record.get("near_ties") is None for record in run(job))  # they agree
+    monkeypatch.setattr(jobs, "ties_of_one", lambda *_: [4])
+    for record in run(replace(job, paired=False, seed=2)):
+        assert record["verified_by"] == rule
+        assert record.get("near_ties") == ([4] if notes else None)
+
+
 def test_a_record_carries_the_hash_of_its_request_and_where_it_ran(job, run):
     for record in run(job):
         names = {RECORD_NAMES.get(name, name): name for name in BenchmarkConfig.__annotations__}
         asked = {name: record[column] for column, name in names.items()}
         assert BenchmarkConfig(**asked).config_hash() == record["config_hash"]
         assert record["environment"]["torch"] and record["environment"]["threads"] >= 1
+        assert record["environment"]["instruction_set"]
+        assert record["draft_weights"] is record["target_weights"] is None  # of no GGUF file
         assert record["prompt_tokens"] > 0 and record["code_digest"] and record["engine"]
 
 

@@ -55,6 +55,44 @@ def test_the_line_says_what_is_done_how_far_and_how_long_still():
     assert progress.line(46) == "[3/5] decode micro code T0_K2_auto · 0:46 gone, about 0:54 left"
 
 
+def test_the_line_says_what_is_being_compiled_and_how_long_that_takes_still():
+    """Most of a first study is compiling: the line stood still on the job's name."""
+    progress = run_study.Progress(now=0, usual={"decode": 10.0, "a pass of mine": 30.0})
+    read(progress, STARTS.splitlines(), 0)
+    read(progress, begin("build_prompts", "build_prompts/bytes"), 0)
+    read(progress, finish("build_prompts"), 4)
+    read(progress, begin("decode", "decode/micro/code/T0_K0_auto"), 4)
+    log = "[loader] model\n[compiler] compiling a pass of mine …\n"
+    assert progress.look(log, 5) and not progress.look(log, 10)  # it begins once
+    log += "[compiler] compiling decisions (greedy) …\n"
+    assert progress.look(log, 15)
+    told = (
+        "compiling a pass of mine: 0:12 of about 0:30, compiling decisions (greedy): 0:02 of about "
+    )
+    assert progress.compiling_now(17) == told + "0:05"
+    # Three decode jobs of 10 s, of which 1 was decoding, the tables like the shortest job (4 s),
+    # and 20 s of compiling.
+    assert progress.line(15).endswith("0:15 gone, about 0:53 left")
+    log += "[compiler] compiled decisions (greedy) in 6 s\n"
+    log += "[compiler] compiled a pass of mine in 21 s\n"
+    assert not progress.look(log, 25) and progress.compiling_now(25) == ""
+    assert progress.pieces == {"a pass of mine": 21.0, "decisions (greedy)": 6.0}
+    read(progress, finish("decode"), 35)
+    assert progress.means()["decode"] == 11  # 31, without the 20 of compiling
+
+
+def test_how_long_it_took_is_kept_for_the_next_study(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    assert run_study.kept_seconds() == {}
+    progress = run_study.Progress(now=0)
+    read(progress, [*STARTS.splitlines(), *begin("decode", "decode/a/b/T0_K0_auto")], 0)
+    progress.look("[compiler] compiled a pass of mine in 21 s\n", 5)
+    read(progress, finish("decode"), 8)
+    run_study.keep_seconds("all", progress)
+    run_study.keep_seconds("all", run_study.Progress(now=0))  # a study with nothing to be done
+    assert run_study.kept_seconds() == {"all": {"decode": 8}, "pieces": {"a pass of mine": 21}}
+
+
 def test_a_job_that_fell_back_to_the_eager_engine_is_noticed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = run_study.Path("results/logs/decode/micro/code/T0_K0_auto.log")

@@ -33,7 +33,7 @@ CELL = ["pair", "domain", "temperature", "K", "engine", "engine_requested", "acc
 ROW = [name for name in CELL if name != "K"]
 #: What a cell was measured with; several values are listed, separated by "; ".
 SETTING = ["prompt_source", "draft_dtype", "target_dtype", "vocabulary", "coupled"]
-SETTING += ["device", "threads"]
+SETTING += ["device", "threads", "instruction_set", "draft_weights", "target_weights"]
 #: Of one generation; totals of them make all figures of time. The first weighs a prompt.
 AMOUNTS = ["steps", "decode_s", "num_tokens", "total_s", "rounds", "draft_ms", "verify_ms"]
 

@@ -50,6 +50,7 @@ def load_tables(tables_dir: Path) -> Tables:
 def _dtypes(name: str) -> dict[str, Any]:
     words = ["pair", "domain", "prompt_id", "config_hash", "acceptance", "device", "threads"]
     words += ["engine", "engine_requested", "engine_reason", "baseline_engine", "verified_by"]
+    words += ["instruction_set", "draft_weights", "target_weights"]
     dtypes: dict[str, Any] = dict.fromkeys(words, "str") | {"temperature": "float"}
     if name == "generations":
         dtypes |= dict.fromkeys(["matches_baseline", "differs"], "boolean")

@@ -21,7 +21,7 @@ from specdec.analysis.study_records import AGAIN, Record, read_study
 from specdec.analysis.table_files import FILES, Tables
 from specdec.analysis.table_files import load_table as load_table  # whoever makes tables reads them
 from specdec.analysis.table_files import load_tables as load_tables
-from specdec.profiling.metrics import GenerationResult
+from specdec.profiling.metrics import SAME_TOKENS, GenerationResult, first_difference
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import atomic_write
 
@@ -31,8 +31,6 @@ GENERATION += ["prompt_id", "K"]
 #: Columns that the tables are computed from but do not hold.
 INTERNAL = ["file", "generated_ids", "steps", "near_ties", "accepted_per_round"]
 INTERNAL += ["proposed_per_round", "round_tokens", "round_times"]
-#: Rules that promise the baseline's own tokens: each draft token must be what the target draws.
-SAME_TOKENS = {"greedy", "matching", "coupled"}
 #: Ten digits: beyond any clock, and short of the last bits, which differ between processors.
 FLOAT_FORMAT = "%.10g"
 
@@ -113,6 +111,9 @@ def _generation_row(record: Record) -> dict[str, Any]:
             "coupled": record["coupled"],
             "device": record["environment"].get("device"),
             "threads": record["environment"].get("threads"),
+            "instruction_set": record["environment"].get("instruction_set"),
+            "draft_weights": record.get("draft_weights"),
+            "target_weights": record.get("target_weights"),
             "acceptance": record["acceptance"],
             "verified_by": result.verified_by or _rule_of(record),
             "file": record["file"],
@@ -173,14 +174,6 @@ def _compare_with_baselines(generations: pd.DataFrame) -> pd.DataFrame:
         column.loc[found.index] = np.array(values, dtype=bool)
         generations[name] = column
     return generations
-
-
-def first_difference(ids: list[int], others: list[int]) -> int | None:
-    """The first place where two outputs differ, one of which may have ended there."""
-    if ids == others:
-        return None
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
 
 
 def _rounds_table(generations: pd.DataFrame) -> pd.DataFrame:

@@ -149,6 +149,7 @@ def format_card(card: dict[str, Any]) -> str:
             f"{side:<11} {model['weight_bytes_per_token'] / MIB:.2f} MiB of weights a token, "
             f"{model['cache_bytes_per_token'] / 1024:.1f} KiB of cache a token of context; "
             f"allowed: {model['tokens_per_s']:.0f} tokens/s"
+            + (f"; {model['weights']}" if model["weights"] else "")
         )
     for K, allowed in card["rounds"].items():
         lines.append(

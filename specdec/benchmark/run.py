@@ -24,6 +24,7 @@ from specdec.benchmark.rows import against, instrumentation, make_rows
 from specdec.benchmark.settings import PEERS, Settings
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.kernels.build import instruction_set
+from specdec.models.loading.loader import describe_weights
 from specdec.models.registry import get_pair, needs_synthetic_acceptance
 from specdec.profiling.power import PowerSampler
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
@@ -169,8 +170,10 @@ def _card(
     entry = pair.entry
     sides = {
         "target": {"model": entry.target_model_id, "dtype": entry.target_dtype}
+        | {"weights": describe_weights(entry.target, pair.target.device.type)}
         | cards.model_card(pair.target, context, bandwidth),
         "draft": {"model": entry.draft_model_id, "dtype": entry.draft_dtype}
+        | {"weights": describe_weights(entry.draft, pair.draft.device.type)}
         | cards.model_card(pair.draft, context, bandwidth),
     }
     got = {name: {"engine": run.engine, "reason": run.engine_reason} for name, run in first.items()}

@@ -16,6 +16,7 @@ from specdec.analysis.statistics import acceptance_interval, ratio
 from specdec.analysis.statistics import estimate as estimate_of_arms
 from specdec.analysis.theory import speedup as speedup_of_parts
 from specdec.benchmark.arms import AMOUNTS, Run
+from specdec.profiling.metrics import first_difference
 
 Totals = dict[str, np.ndarray]  # of each of AMOUNTS
 Estimate = dict[str, float]  # value, low, high
@@ -122,15 +123,10 @@ def differences(runs: dict[str, list[Run]], prompt_ids: list[str]) -> dict[str, 
     """Where each arm's tokens first differ from the baseline's: position by prompt, by arm."""
     return {
         name: {
-            prompt_id: _first_difference(run.ids, alone.ids)
+            prompt_id: place
             for prompt_id, run, alone in zip(prompt_ids, arm, runs["baseline"], strict=True)
-            if run.ids != alone.ids
+            if (place := first_difference(run.ids, alone.ids)) is not None
         }
         for name, arm in runs.items()
         if name != "baseline"
     }
-
-
-def _first_difference(ids: list[int], others: list[int]) -> int:
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))

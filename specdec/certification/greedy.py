@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from specdec.data.dataset import Prompt
 from specdec.decoding.loaded_pair import LoadedPair
 from specdec.engine.fast_model import ROUNDING
+from specdec.profiling.metrics import first_difference
 from specdec.study.near_ties import is_near_tie, replay
 from specdec.utils.logging import get_logger
 
@@ -62,7 +63,8 @@ def check_greedy(
     own_baseline = pair.decoder(0, engine)
     forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
     longest = max(map(len, forms)) + NEW_TOKENS
-    for k, decoder in {0: own_baseline, **decoders}.items():
+    # With a draft first: there are two models to compile, side by side.
+    for k, decoder in {**decoders, 0: own_baseline}.items():
         log.info("preparing K = %d", k)
         decoder.prepare(longest=longest)
     promised = all(decoder.is_bitwise() for decoder in (own_baseline, *decoders.values()))
@@ -116,8 +118,7 @@ def check_greedy(
 
 def _part(prompt_id, k, alone, together, one_row, target) -> Parting:
     """The first place where two outputs differ, one of which may have ended there."""
-    shared = min(len(alone), len(together))
-    place = next((i for i in range(shared) if alone[i] != together[i]), shared)
+    place = first_difference(alone, together)
     tokens = tuple(ids[place] if place < len(ids) else None for ids in (alone, together))
     if None in tokens:
         logits, gap = (None, None), None

@@ -10,6 +10,9 @@ from specdec.commands.arguments import check_numbers
 from specdec.commands.prompt_input import echo, read_turns
 from specdec.commands.text_stream import LEGEND, TextStream
 from specdec.utils.errors import SpecdecError
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.chat:
         pair.check_chat()
     decoder = pair.decoder(arguments.k, arguments.engine)
-    if arguments.engine == "auto":  # one text is not worth a minute of compiling
-        decoder.prepare_from_disk(arguments.temperature, arguments.top_k, arguments.top_p)
+    if arguments.engine == "auto":
+        _take_what_is_compiled(decoder, arguments)
     messages, done = [], []
     for text in turns:
         messages.append({"role": "user", "content": text})
@@ -78,6 +81,25 @@ def run(arguments: argparse.Namespace) -> None:
     print(_engine(result))
     if arguments.compare:
         print(_compare(pair, decoder, done, arguments))
+
+
+def _take_what_is_compiled(decoder, arguments: argparse.Namespace) -> None:
+    """Take compiled pieces that are on disk: one text is not worth a minute of compiling.
+
+    They are for a number of threads: for as many as torch takes here, else for the one that a study
+    and `bench` compile for, which then decodes.
+    """
+    import torch
+
+    warp = arguments.temperature, arguments.top_k, arguments.top_p
+    threads = torch.get_num_threads()
+    if decoder.prepare_from_disk(*warp) or threads == 1:
+        return
+    torch.set_num_threads(1)
+    if decoder.prepare_from_disk(*warp):
+        log.info("one thread, for which a study and bench compile; --engine compiled takes all")
+    else:
+        torch.set_num_threads(threads)
 
 
 def _continue(pair, decoder, encoded, arguments: argparse.Namespace):

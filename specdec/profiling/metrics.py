@@ -9,6 +9,9 @@ import numpy as np
 
 from specdec.utils.errors import SpecdecError
 
+#: Rules that promise the baseline's own tokens: each draft token must be what the target chooses.
+SAME_TOKENS = {"greedy", "matching", "coupled"}
+
 
 @dataclass
 class GenerationResult:
@@ -139,6 +142,14 @@ def _milliseconds(seconds: float) -> str:
     """Whole milliseconds from 10 ms on; one decimal below, where a small model's steps lie."""
     milliseconds = seconds * 1e3
     return f"{milliseconds:.0f}ms" if milliseconds >= 10 else f"{milliseconds:.1f}ms"
+
+
+def first_difference(ids: list[int], others: list[int]) -> int | None:
+    """The first place where two outputs differ, one of which may have ended there; else None."""
+    if ids == others:
+        return None
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
 
 
 @dataclass

@@ -38,6 +38,7 @@ def make_record(
     code_digest: str,
     environment: dict[str, Any],
     ignored_settings: Iterable[str] = (),
+    weights: dict[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """The record of one generation.
 
@@ -45,7 +46,8 @@ def make_record(
     prompt, K = 0 and K = 4, both with `job_K` 4. `order_index` is 0 for the one of the two that ran
     first. `prompt_tokens` counts the prompt's tokens, `text` is the generated text, `environment`
     is `specdec.utils.reproducibility.capture_environment`'s dictionary, `ignored_settings` that of
-    the target's wrapper.
+    the target's wrapper, `weights` holds `draft_weights` and `target_weights`: what they are where
+    the dtype alone doesn't tell (`specdec.models.loading.loader.describe_weights`).
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -60,6 +62,7 @@ def make_record(
         "code_digest": code_digest,
         "environment": environment,
         "ignored_settings": list(ignored_settings),
+        **(weights or {}),
     }
 
 

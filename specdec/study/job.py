@@ -21,13 +21,13 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.loaded_pair import Encoded, LoadedPair
 from specdec.kernels.build import instruction_set
 from specdec.method.sampling import Warp
-from specdec.models.loading.loader import resolve_device
+from specdec.models.loading.loader import describe_weights, resolve_device
 from specdec.models.registry import ModelPair
-from specdec.profiling.metrics import BenchmarkConfig, GenerationResult
+from specdec.profiling.metrics import SAME_TOKENS, BenchmarkConfig, GenerationResult
 from specdec.profiling.power import PowerSampler
 from specdec.profiling.records import append_records, make_record, read_records
 from specdec.study.ceiling import acceptance_ceiling
-from specdec.study.near_ties import greedy_near_ties
+from specdec.study.near_ties import sampler_of, tie_of_two, ties_of_one
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import atomic_write, capture_environment, code_digest
 
@@ -119,6 +119,10 @@ def run_job(
         environment = capture_environment(pair.target.device)
         if device_type == "cpu":
             environment["instruction_set"] = instruction_set()  # of the kernels, now loaded
+        weights = {
+            f"{side}_weights": describe_weights(getattr(job.pair, side), job.device)
+            for side in ("draft", "target")
+        }
         for place, prompt in enumerate(prompts):
             if prompt not in missing:
                 continue
@@ -135,13 +139,13 @@ def run_job(
                     order,
                     digest,
                     environment,
+                    weights,
                 )
                 for order, k in enumerate(arms)
             }
-            if len(job.arms) == 2:
-                _note_near_ties(
-                    pair, prompt, decoders, *(new[prompt.prompt_id, k] for k in job.arms)
-                )
+            if not all(decoder.is_bitwise(job.temperature) for decoder in decoders.values()):
+                arms_of_prompt = [new[prompt.prompt_id, k] for k in job.arms]
+                _note_near_ties(job, pair, prompt, decoders, arms_of_prompt)
             append_records(progress, new.values())
             records |= new
             log.info("%s: %d of %d prompts", prompt.prompt_id, place + 1, len(prompts))
@@ -191,19 +195,26 @@ def _generate(job: Job, decoder: Decoder, prompt: Encoded, budget: int) -> Gener
 
 
 def _note_near_ties(
-    pair: LoadedPair, prompt: Prompt, decoders: dict[int, Decoder], alone: dict, together: dict
+    job: Job, pair: LoadedPair, prompt: Prompt, decoders: dict[int, Decoder], arms: list[dict]
 ) -> None:
-    """Note in a greedy record where it leaves the baseline's output by a near tie alone."""
-    if together["verified_by"] != "greedy":
+    """Note in a record that promises the baseline's tokens where rounding may give it another.
+
+    Of a paired one, only the place where the two part. It takes passes of the target, untimed.
+    """
+    speculative = arms[-1]
+    if speculative["verified_by"] not in SAME_TOKENS:
         return
-    ids = alone["generated_ids"], together["generated_ids"]
-    if ids[0] != ids[1]:
-        prompt_ids = pair.encode(prompt.text).prompt_ids
-        by = decoders[alone["K"]], decoders[together["K"]]
-        together["near_ties"] = greedy_near_ties(*by, prompt_ids, *ids)
+    outputs = [arm["generated_ids"] for arm in arms]
+    if len(outputs) == 2 and outputs[0] == outputs[1]:
+        return
+    ids, warp = pair.encode(prompt.text).prompt_ids, Warp(job.temperature)
+    sampler = sampler_of(speculative["verified_by"], warp, job.seed, ids, job.max_new_tokens)
+    find = tie_of_two if len(outputs) == 2 else ties_of_one
+    by = [decoders[arm["K"]] for arm in arms]
+    speculative["near_ties"] = find(*by, sampler, ids, *outputs)
 
 
-def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> dict:
+def _decode(job, pair, request, decoder, prompt, order, digest, environment, weights) -> dict:
     gc.collect()  # now rather than in the middle of a timed generation
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -226,4 +237,5 @@ def _decode(job, pair, request, decoder, prompt, order, digest, environment) -> 
         code_digest=digest,
         environment=environment,
         ignored_settings=pair.target.ignored_settings,
+        weights=weights,
     )

@@ -198,10 +198,10 @@ def page(
 
 def provenance(cells: pd.DataFrame) -> list[str]:
     """Sentences that say on what, with what and how often the cells were measured."""
-    machines = cells[["device", "threads"]].drop_duplicates().sort_values(["device", "threads"])
-    devices = [f"{m.device} ({m.threads} threads)" for m in machines.itertuples()]
-    devices = [device.replace("(1 threads)", "(1 thread)") for device in devices]
-    engines, dtypes = [], []
+    machine = ["device", "threads", "instruction_set"]
+    machines = cells[machine].fillna("").drop_duplicates().sort_values(machine)
+    devices = [_device(*m) for m in machines.itertuples(index=False)]
+    engines, dtypes, weights = [], [], []
     told = cells.assign(baseline_engine=cells.baseline_engine.fillna(cells.engine))
     for row in told.fillna({"engine_reason": ""}).itertuples():
         engine = row.engine
@@ -209,6 +209,9 @@ def provenance(cells: pd.DataFrame) -> list[str]:
             engine += f", its baseline {row.baseline_engine}"
         engines.append(f"{engine}, {row.engine_reason}" if row.engine_reason else engine)
         dtypes.append(f"draft {row.draft_dtype}, target {row.target_dtype}")
+        sides = {"draft": row.draft_weights, "target": row.target_weights}
+        told_of = [f"{side}: {text}" for side, text in sides.items() if pd.notna(text) and text]
+        weights.append(", ".join(told_of))
     counts = f"{cells.n.min()}" if cells.n.nunique() == 1 else f"{cells.n.min()} to {cells.n.max()}"
     baseline = "paired (same prompts, same process, alternating order)"
     if not cells.paired.all():
@@ -218,15 +221,33 @@ def provenance(cells: pd.DataFrame) -> list[str]:
     return [
         f"Device: {'; '.join(devices)}. Engine: {_by_pair(engines, cells.pair)}.",
         f"Dtypes: {_by_pair(dtypes, cells.pair)}.",
+        *([f"Weights: {_by_pair(weights, cells.pair)}."] if any(weights) else []),
         f"Prompts: {_listed(cells.prompt_source)}; n = {counts} per cell. Baseline: {baseline}.",
     ]
 
 
+#: As people write them.
+INSTRUCTION_SETS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "generic": "no vectors"}
+
+
+def _device(device: str, threads: str, instruction_sets: str) -> str:
+    """`EPYC (1 thread, AVX2)`; a mixture of instruction sets is named as such."""
+    counted = "1 thread" if threads == "1" else f"{threads} threads"
+    named = [INSTRUCTION_SETS.get(name, name) for name in instruction_sets.split("; ") if name]
+    if len(named) > 1:
+        named = [f"MIXED: {' and '.join(named)}"]
+    return f"{device} ({', '.join([counted, *named])})"
+
+
 def _by_pair(facts: list[str], pairs: pd.Series) -> str:
-    """Each fact once, with the pairs that it holds for where that is not all of them."""
+    """Each fact once, with the pairs that it holds for where that is not all of them.
+
+    An empty fact is none.
+    """
     holds: dict[str, dict[str, None]] = {}
     for fact, pair in zip(facts, pairs, strict=True):
-        holds.setdefault(fact, {})[pair] = None
+        if fact:
+            holds.setdefault(fact, {})[pair] = None
     return "; ".join(
         fact if len(names) == pairs.nunique() else f"{fact} ({'; '.join(names)})"
         for fact, names in holds.items()

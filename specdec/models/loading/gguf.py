@@ -3,7 +3,7 @@
 transformers reads such a file value by value, which takes half a minute for a small model, and a
 study reads its models once for every cell. Whatever the file holds, what is kept is what
 transformers makes of it: its configuration, tokenizer and chat template in one folder, its weights,
-dequantised to one dtype, in another for each dtype.
+dequantised to one dtype, in another for each dtype. In what form the file holds them is kept too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -64,6 +65,25 @@ def weights_folder(file: str, dtype: torch.dtype) -> str:
         model.save_pretrained(folder)
 
     return _kept(file, str(dtype).removeprefix("torch."), convert)
+
+
+def stored_form(file: str) -> str:
+    """In what form a GGUF file holds most of its weights: "Q4_1", "F16", ….
+
+    Raises:
+        SpecdecError: as `configuration_folder`.
+    """
+
+    def convert(folder: Path) -> None:
+        from gguf import GGUFReader
+
+        weights: Counter[str] = Counter()
+        for tensor in GGUFReader(file).tensors:
+            weights[tensor.tensor_type.name] += int(tensor.n_elements)
+        folder.mkdir()
+        (folder / "form").write_text(weights.most_common(1)[0][0])
+
+    return Path(_kept(file, "form", convert), "form").read_text()
 
 
 def _place(file: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from specdec.models.loading.form import (
     resolve_device,
     weight_options,
 )
-from specdec.models.loading.gguf import weights_folder
+from specdec.models.loading.gguf import stored_form, weights_folder
 from specdec.models.loading.hub import local_gguf
 from specdec.models.loading.library import explained, quiet
 from specdec.models.registry import ModelSide
@@ -94,6 +94,22 @@ def load_trained(
         keep_quantisation(model)
         log.info(describe_int4(model))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def describe_weights(side: ModelSide, device: str = "auto") -> str | None:
+    """What the weights of a GGUF file are once loaded, which the dtype alone doesn't tell; or None.
+
+    "Q4_1 weights widened to bfloat16" take the time of bfloat16 and say what Q4_1 says.
+    """
+    if side.has_random_weights:
+        return None
+    file = local_gguf(side.model, side.revision, side.gguf_file)
+    if file is None:
+        return None
+    form, dtype = stored_form(file), compute_dtype(side.dtype, resolve_device(device))
+    verb = "read as" if form in ("F32", "F16", "BF16") else "widened to"
+    quantised = ", then quantised to NF4" if side.dtype == "int4" else ""
+    return f"{form} weights {verb} {str(dtype).removeprefix('torch.')}{quantised}"
 
 
 @torch.inference_mode()
