@@ -127,5 +127,5 @@ def test_compiled_segments_give_what_the_model_gives(monkeypatch, tmp_path):
                 with torch.no_grad():
                     expected = module(*arguments(model, rows))
                 for got, right in zip(compiled(*arguments(model, rows)), expected, strict=True):
-                    torch.testing.assert_close(got, right)
+                    torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-3)
         assert len(list(tmp_path.glob("Segment-*.pt2"))) == 3
