@@ -9,9 +9,9 @@ from transformers import GenerationConfig
 
 from specdec.data.dataset import Prompt, encode_prompt
 from specdec.decoding.autoregressive import AutoregressiveDecoder
-from specdec.decoding.loaded_pair import Encoded, LoadedPair
+from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models.pair import load_pair, load_side
+from specdec.models.pair import load_side
 from specdec.models.registry import ModelSide, get_pair
 from specdec.profiling.records import read_records
 from specdec.study.job import Job, run_job

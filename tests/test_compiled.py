@@ -16,7 +16,7 @@ from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.generation import Generation
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.engine import compiler, fast_model, pieces
-from specdec.method.sampling import Greedy, Sampling, Warp, make_noise
+from specdec.method.sampling import Greedy, Rejection, Sampling, Warp, make_noise
 from specdec.models.cache import SLOTS_STEP, FixedCache
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
@@ -463,6 +463,15 @@ def test_a_model_that_the_compiler_gets_wrong_runs_eagerly(tmp_path, monkeypatch
     )
     assert result.generated_ids == expected.generated_ids
     assert result.engine == "compiled" or "can't be compiled" in result.engine_reason
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_vocabulary_of_few_tokens_is_compiled_right(tmp_path, monkeypatch):
+    """The example's draft tokens were none of a vocabulary of 3: its rule couldn't be compiled."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    target = wrap(make_model(vocab_size=3))
+    fast_model.fast_model(target).decide(Sampling(Rejection))  # is tried with other numbers of rows
 
 
 @needs_compiler

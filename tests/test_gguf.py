@@ -8,14 +8,14 @@ import torch
 import yaml
 
 from specdec.data.dataset import encode_prompt
-from specdec.decoding.loaded_pair import LoadedPair
+from specdec.decoding.loaded_pair import LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loading import gguf, memory_check
 from specdec.models.loading.configuration import configuration
 from specdec.models.loading.hub import check_available, resolve_model
 from specdec.models.loading.loader import describe_weights, load_model
 from specdec.models.loading.random_weights import load_random_weights
-from specdec.models.pair import check_pair, load_pair
+from specdec.models.pair import check_pair
 from specdec.models.registry import ModelSide, get_pair, with_random_weights
 from specdec.utils.digest import model_digest
 from specdec.utils.errors import SpecdecError

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.loaded_pair import load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.engine.fast_model import fast_model
 from specdec.engine.session import FastSession
 from specdec.models.loading.loader import load_model
-from specdec.models.pair import load_pair
 from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper
 from tests.checks import needs_compiler

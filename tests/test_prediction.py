@@ -23,17 +23,9 @@ from specdec.planning.prediction import (
 from specdec.planning.prediction_page import format_comparison, format_prediction
 from specdec.planning.work import Work, count_work, launches, rounds
 from specdec.utils.errors import SpecdecError
+from tests.test_plan import SIZES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SIZES = {
-    "model_type": "llama",
-    "vocab_size": 256,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 CARDS = list(yaml.safe_load(CARDS_PATH.read_text()))
 # 10 bytes of weights at 5 a second; 4 multiplications a row at 16 operations a second.
 WORK = Work(

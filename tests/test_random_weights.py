@@ -5,13 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from specdec.decoding import loaded_pair
+from specdec.decoding.loaded_pair import load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.models import pair
 from specdec.models.loading import memory_check, random_weights
 from specdec.models.loading.configuration import SHAPES, known_configuration
 from specdec.models.loading.memory_check import check_memory, weight_bytes
 from specdec.models.loading.random_weights import load_random_weights
-from specdec.models.pair import load_pair
 from specdec.models.registry import ModelSide, load_registry, with_random_weights
 from specdec.utils.errors import SpecdecError
 from tests.checks import transformers_greedy
@@ -189,7 +189,7 @@ class TestPair:
 
     def test_what_does_not_fit_is_refused_before_anything_is_built(self, registry, monkeypatch):
         monkeypatch.setattr(memory_check, "available_bytes", lambda _: 1000)
-        monkeypatch.setattr(pair, "load_side", lambda *_: pytest.fail("built"))
+        monkeypatch.setattr(loaded_pair, "load_side", lambda *_: pytest.fail("built"))
         with pytest.raises(SpecdecError, match="pair mine: needs 0.0 GB"):
             load_pair("mine", registry(GPT2, LLAMA), "cpu")
 

@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from scripts import build_prompts
 from specdec.data.dataset import Prompt, PromptDataset
+from specdec.decoding import loaded_pair
 from specdec.decoding.autoregressive import AutoregressiveDecoder
+from specdec.decoding.loaded_pair import load_pair
 from specdec.decoding.speculative import VOCABULARY_METHODS, SpeculativeDecoder
-from specdec.models import pair
 from specdec.models.loading import configuration, memory_check
 from specdec.models.loading.hub import resolve_model
-from specdec.models.pair import load_pair
+from specdec.models.pair import check_pair, load_side
 from specdec.models.registry import SCHEMA_PATH, get_pair, load_registry
 from specdec.profiling.records import read_records
 from specdec.study.job import Job, run_job
@@ -291,7 +292,7 @@ class TestTooLarge:
     def memory(self, monkeypatch):
         def have(gigabytes: float) -> None:
             monkeypatch.setattr(memory_check, "available_bytes", lambda _: gigabytes * 1e9)
-            monkeypatch.setattr(pair, "load_side", lambda *_: pytest.fail("loaded"))
+            monkeypatch.setattr(loaded_pair, "load_side", lambda *_: pytest.fail("loaded"))
 
         return have
 
@@ -323,15 +324,15 @@ class TestTooLarge:
 
     def test_the_baseline_needs_its_target_only(self, memory):
         memory(0.05)
-        pair.check_pair(get_pair("micro"), "cpu", with_draft=False)  # 40 MB of weights
+        check_pair(get_pair("micro"), "cpu", with_draft=False)  # 40 MB of weights
         with pytest.raises(SpecdecError, match="needs 0.5 GB"):
-            pair.check_pair(get_pair("micro"), "cpu")
+            check_pair(get_pair("micro"), "cpu")
 
     def test_a_computed_need_is_the_weights_and_a_tenth(self, folders):
         folder = folders("HuggingFaceTB/SmolLM2-135M")
         side = load_registry()["smollm2"].draft
         side = type(side)(model=folder, dtype="bfloat16")
-        loaded = pair.load_side(side, "cpu")
+        loaded = load_side(side, "cpu")
         counted = memory_check.weight_bytes(side, torch.device("cpu"))
         assert counted == sum(2 * weight.numel() for weight in loaded.model.parameters())
         assert memory_check.MARGIN == pytest.approx(1.1)
@@ -357,6 +358,6 @@ def test_a_gated_side_is_said_before_anything_is_loaded(missing, folders, tmp_pa
             raise SpecdecError("owner/gated: access is gated; accept the conditions at …")
 
     monkeypatch.setattr(configuration, "check_available", check)
-    monkeypatch.setattr(pair, "load_side", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(loaded_pair, "load_side", lambda *_: pytest.fail("loaded"))
     with pytest.raises(SpecdecError, match="owner/gated: access is gated"):
         load_pair("mine", path)

@@ -152,7 +152,7 @@ class FastModel:
             logits, q = self._rows(k + 1), self._number(0)
             if sampling.kind.asks_for_q:
                 q = widened(logits[:k]).softmax(-1)
-            block = torch.arange(k + 1, device=self.wrapper.device)
+            block = torch.arange(k + 1, device=self.wrapper.device) % self.wrapper.vocab_size
             state, ends = self._number(0).repeat(STATE_SIZE), self._number(-1).repeat(END_TOKENS)
             limits = torch.cat([self._number(SLOTS_STEP).view(1), ends])
             return logits, block, q, state, limits, *self._chance(sampling)

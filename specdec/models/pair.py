@@ -1,4 +1,4 @@
-"""Both models of a registered pair, loaded."""
+"""The models of a pair: checked together, loaded one by one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ from specdec.models.loading.form import resolve_device
 from specdec.models.loading.loader import load_trained
 from specdec.models.loading.memory_check import check_memory
 from specdec.models.loading.random_weights import load_random_weights
-from specdec.models.registry import ModelPair, ModelSide, get_pair
+from specdec.models.registry import ModelPair, ModelSide
 from specdec.models.wrapper import ModelWrapper
-
-
-def load_pair(
-    name: str, registry: str | None = None, device: str = "auto"
-) -> tuple[ModelWrapper, ModelWrapper]:
-    """The wrappers `(draft, target)` of a pair of the registry.
-
-    Raises:
-        SpecdecError: for an unknown pair, a model that is missing or gated, random weights of two
-            vocabularies, or a pair too large for the machine: all known before anything is loaded.
-    """
-    pair = get_pair(name, registry)
-    check_pair(pair, device)
-    return load_side(pair.draft, device), load_side(pair.target, device)
 
 
 def check_pair(pair: ModelPair, device: str = "auto", with_draft: bool = True) -> None:
