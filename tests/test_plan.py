@@ -90,6 +90,17 @@ class TestMeasures:
         assert session.read(torch.tensor([3, 4]), keep=2).logits.shape == (2, wrapper.vocab_size)
         assert session.length == 42
 
+    def test_what_is_compiled_is_compiled_before_the_first_sample(self, monkeypatch, uncompiled):
+        """A budget may leave time for no other sample."""
+        compiled = []
+        compile_ahead = lambda module, *_: compiled.append(module) or module  # noqa: E731
+        monkeypatch.setattr("specdec.engine.fast_model.compile_ahead", compile_ahead)
+        own = load_random_weights(side(2))
+        session = reader(own, 8, [1], "compiled")
+        before = len(compiled)
+        time_pass(own, session, 1)
+        assert before == len(compiled) == 1
+
     def test_the_rest_of_a_round_is_what_its_passes_leave(self, wrapper):
         both = SpeculativeDecoder(wrapper, wrapper, 2, engine="eager", synthetic_acceptance=0.5)
         assert 0 < time_round_rest(both, 8) < 0.1
