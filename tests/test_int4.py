@@ -209,10 +209,17 @@ def test_on_a_gpu_memory_is_what_the_allocator_gave():
     assert {m.compute_dtype for m in layers_in_4bit(model).values()} == {torch.bfloat16}
 
 
-def test_a_4_bit_self_shares_what_is_not_quantised_with_its_model():
+def test_a_4_bit_self_shares_what_is_not_quantised_with_its_model(caplog):
     target, tokenizer = load_model("resources/micro/target", "bfloat16", device="cpu")
     draft, _ = load_model("resources/micro/target", "int4", device="cpu")
-    assert share_weights(draft, target)
+    own = sum(part.nbytes for part in draft.parameters() if part.dtype == torch.float32)
+    with caplog.at_level(logging.INFO):
+        assert share_weights(draft, target)
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("int4 draft")]
+    assert line == (
+        "int4 draft: what is not quantised is the target's own, in bfloat16; "
+        f"{own / 1e6:.0f} MB of copies freed"
+    )
     ours, theirs = dict(draft.named_parameters()), dict(target.named_parameters())
     shared = [name for name in ours if ours[name].data_ptr() == theirs[name].data_ptr()]
     assert set(ours) - set(shared) == {f"{name}.weight" for name in layers_in_4bit(draft)}
