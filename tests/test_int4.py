@@ -9,8 +9,10 @@ import torch
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.loaded_pair import load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine import fast_model as fast
 from specdec.engine.fast_model import fast_model
 from specdec.engine.session import FastSession
+from specdec.kernels.graft import graft
 from specdec.models.loading.loader import load_model
 from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper
@@ -123,26 +125,38 @@ def compare_with_eager(wrapper) -> None:
     assert 1e-3 * size < (read(as_draft=True) - exact).abs().max() < 0.3 * size
 
 
+def in_4_bits(folder, seed: int = 0) -> ModelWrapper:
+    """A tiny model of layers whose rows are whole blocks, in 4 bits."""
+    tokenizer = make_tokenizer()
+    shape = dict(hidden_size=64, intermediate_size=128)
+    make_model("llama", len(tokenizer), seed=seed, **shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model, _ = load_model(str(folder), "int4", device="cpu")
+    return wrap(model, tokenizer)
+
+
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_target_never_rounds_also_where_it_is_a_draft_elsewhere(tmp_path):
     """One 4-bit model is draft and target of a pair: its two compiled passes are not the same."""
-    tokenizer = make_tokenizer()
-    shape = dict(hidden_size=64, intermediate_size=128)
-    make_model("llama", len(tokenizer), **shape).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model, _ = load_model(str(tmp_path), "int4", device="cpu")
-    both = wrap(model, tokenizer)
+    both = in_4_bits(tmp_path)
     decoder = SpeculativeDecoder(both, both, 2, engine="compiled")
     assert decoder.generate([5, 9, 2], 4).engine_reason is None
     compare_with_eager(both)
-    layers = [layer for name, layer in layers_in_4bit(model).items()]
+    layers = layers_in_4bit(both.model).values()
     assert not any("forward" in vars(layer) for layer in layers)
     assert all(layer.weight.quant_state for layer in layers)
     # What was compiled serves a model of the same shape and other weights, scales and offsets.
-    make_model("llama", len(tokenizer), seed=5, **shape).save_pretrained(tmp_path)
-    other, _ = load_model(str(tmp_path), "int4", device="cpu")
-    compare_with_eager(wrap(other, tokenizer))
+    compare_with_eager(in_4_bits(tmp_path, seed=5))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_target_that_rounds_is_caught(tmp_path, monkeypatch):
+    """A test of the test above, by an engine broken on purpose."""
+    monkeypatch.setattr(fast, "graft", lambda model, may_round=False: graft(model, True))
+    with pytest.raises(AssertionError):
+        compare_with_eager(in_4_bits(tmp_path))
 
 
 def dequantised(layer) -> torch.Tensor:
@@ -209,10 +223,17 @@ def test_on_a_gpu_memory_is_what_the_allocator_gave():
     assert {m.compute_dtype for m in layers_in_4bit(model).values()} == {torch.bfloat16}
 
 
-def test_a_4_bit_self_shares_what_is_not_quantised_with_its_model():
+def test_a_4_bit_self_shares_what_is_not_quantised_with_its_model(caplog):
     target, tokenizer = load_model("resources/micro/target", "bfloat16", device="cpu")
     draft, _ = load_model("resources/micro/target", "int4", device="cpu")
-    assert share_weights(draft, target)
+    own = sum(part.nbytes for part in draft.parameters() if part.dtype == torch.float32)
+    with caplog.at_level(logging.INFO):
+        assert share_weights(draft, target)
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("int4 draft")]
+    assert line == (
+        "int4 draft: what is not quantised is the target's own, in bfloat16; "
+        f"{own / 1e6:.0f} MB of copies freed"
+    )
     ours, theirs = dict(draft.named_parameters()), dict(target.named_parameters())
     shared = [name for name in ours if ours[name].data_ptr() == theirs[name].data_ptr()]
     assert set(ours) - set(shared) == {f"{name}.weight" for name in layers_in_4bit(draft)}

@@ -26,71 +26,129 @@ INLINE Lanes exponential(Lanes x) {
   return x > -87.0f ? p * (Lanes)bits : Lanes{};
 }
 
-// Softmax of `count` scores times `scale` where `seen`; 0 elsewhere, and up to whole lanes.
-inline void softmax(float* row, const bool* seen, int64_t count, float scale) {
+// Turn `count` scores into e^(score * scale - highest) where `seen`, 0 elsewhere and up to whole lanes. Gives what
+// they are to be multiplied with, so that their sum is 1.
+inline float weigh(float* row, const bool* seen, int64_t count, float scale) {
   const Lanes nothing = Lanes{} - std::numeric_limits<float>::infinity();
   Lanes highest = nothing, total = {};
-  for (int64_t i = 0; i < count; i += LANES) {
-    Bytes allowed = {};
-    std::memcpy(&allowed, seen + i, std::min<int64_t>(LANES, count - i));
+  const auto hide = [&](int64_t i, Bytes allowed) __attribute__((always_inline)) {
     const Lanes score = __builtin_convertvector(allowed, Whole) != 0 ? load(row + i) * scale : nothing;
     highest = score > highest ? score : highest;
     store(row + i, score);
+  };
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) hide(i, *reinterpret_cast<const Bytes*>(seen + i));
+  if (i < count) {
+    Bytes allowed = {};
+    std::memcpy(&allowed, seen + i, count - i);
+    hide(i, allowed);
   }
   float top = highest[0];
   for (int l = 1; l < LANES; l++) top = std::max(top, highest[l]);
-  for (int64_t i = 0; i < count; i += LANES) {
+  for (i = 0; i < count; i += LANES) {
     const Lanes weight = exponential(load(row + i) - top);
     total += weight;
     store(row + i, weight);
   }
-  const float sum = sums<1>(&total)[0], inverse = sum > 0 ? 1.0f / sum : 0.0f;
-  for (int64_t i = 0; i < count; i += LANES) store(row + i, load(row + i) * inverse);
+  const float sum = sums<1>(&total)[0];
+  return sum > 0 ? 1.0f / sum : 0.0f;
 }
 
-// y[m] = weights[m] · v for M rows and C vectors of columns from `first` on, or fewer columns than a vector.
+// y[m] += weights[m] * values for M rows, some slots and C vectors of columns.
 template <int M, int C, class T>
-void mix(const float* weights, int64_t step, const Head<T>& h, int64_t first, float* y, int64_t y_step) {
-  const int64_t width = std::min<int64_t>(C * LANES, h.v_dim - first);
-  Lanes total[M][C] = {};
-  for (int64_t s = 0; s < h.slots; s++) {
-    const T* from = h.v + s * h.v_step + first;
-    Lanes values[C];
+void mix(const float* weights, int64_t step, const T* v, int64_t v_step, int64_t slots, float* y, int64_t y_step) {
+  Lanes total[M][C];
 #pragma GCC unroll 16
-    for (int c = 0; c < C; c++) values[c] = width < LANES ? load_some(from, width) : load(from + c * LANES);
+  for (int m = 0; m < M; m++) {
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      const Lanes weight = Lanes{} + weights[m * step + s];
+    for (int c = 0; c < C; c++) total[m][c] = load(y + m * y_step + c * LANES);
+  }
+  const auto weight = [&](int m) __attribute__((always_inline)) { return weights[m * step] - Lanes{}; };
+  for (int64_t s = 0; s < slots; s++, v += v_step, weights++) {
+    if constexpr (M <= C) {  // the weights stay in registers, the values pass by
+      Lanes all[M];
 #pragma GCC unroll 16
-      for (int c = 0; c < C; c++) total[m][c] = fused(values[c], weight, total[m][c]);
+      for (int m = 0; m < M; m++) {
+        all[m] = weight(m);
+        KEEP(all[m]);
+      }
+#pragma GCC unroll 16
+      for (int c = 0; c < C; c++) {
+        Lanes value = load(v + c * LANES);
+        KEEP(value);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) total[m][c] = fused(value, all[m], total[m][c]);
+      }
+    } else {
+      Lanes values[C];
+#pragma GCC unroll 16
+      for (int c = 0; c < C; c++) {
+        values[c] = load(v + c * LANES);
+        KEEP(values[c]);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+        Lanes one = weight(m);
+        KEEP(one);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; c++) total[m][c] = fused(values[c], one, total[m][c]);
+      }
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
-    for (int c = 0; c < C; c++) store_some(y + m * y_step + first + c * LANES, total[m][c], std::min<int64_t>(LANES, width));
+#pragma GCC unroll 16
+    for (int c = 0; c < C; c++) store(y + m * y_step + c * LANES, total[m][c]);
   }
 }
 
-// The same for all rows from `m` on, and all columns.
-template <int M, class T>
-void mix_all(const float* weights, int64_t step, const Head<T>& h, const Rows& a, int64_t m = 0) {
-  constexpr int C = 4;
-  for (; m + M <= a.rows; m += M) {
-    float* y = a.y + m * a.y_step;
-    int64_t first = 0;
-    for (; first + C * LANES <= h.v_dim; first += C * LANES) mix<M, C>(weights + m * step, step, h, first, y, a.y_step);
-    for (; first < h.v_dim; first += LANES) mix<M, 1>(weights + m * step, step, h, first, y, a.y_step);
+// Columns from `first` on of M rows: as many at a time as there are registers for, then fewer, then the last few.
+template <int M, int C, class T>
+void mix_columns(const float* weights, int64_t step, const Head<T>& h, const T* v, int64_t slots, float* y, int64_t y_step,
+                 int64_t first = 0) {
+  for (; first + C * LANES <= h.v_dim; first += C * LANES) {
+    mix<M, C>(weights, step, v + first, h.v_step, slots, y + first, y_step);
   }
-  if constexpr (M > 1) mix_all<M / 2>(weights, step, h, a, m);
+  if constexpr (C > 1) return mix_columns<M, C / 2>(weights, step, h, v, slots, y, y_step, first);
+  const int64_t left = h.v_dim - first;
+  for (int m = 0; m < M && left > 0; m++) {
+    Lanes total = load_some(y + m * y_step + first, left);
+    for (int64_t s = 0; s < slots; s++) {
+      total = fused(load_some(v + s * h.v_step + first, left), weights[m * step + s] - Lanes{}, total);
+    }
+    store_some(y + m * y_step + first, total, left);
+  }
 }
+
+// All rows from `m` on, M at a time.
+template <int M, class T>
+void mix_rows(const float* weights, int64_t step, const Head<T>& h, const T* v, int64_t slots, const Rows& a, int64_t m = 0) {
+  constexpr int most = (REGISTERS == 16 ? 12 : 24) / M, C = most >= 8 ? 8 : most >= 4 ? 4 : 2;
+  for (; m + M <= a.rows; m += M) {
+    mix_columns<M, C>(weights + m * step, step, h, v, slots, a.y + m * a.y_step, a.y_step);
+  }
+  if constexpr (M > 1) mix_rows<M - 1>(weights, step, h, v, slots, a, m);
+}
+
+constexpr int64_t SLOTS = 64;  // whose values stay near while all rows pass
 
 template <class T>
 void attend(const Rows& a, const Head<T>& h, const bool* const* seen, float scale) {
-  const int64_t step = whole_lanes(h.slots);
-  static thread_local std::vector<float> weights;
+  const int64_t step = whole_lanes(h.slots) + 16;  // a line more, lest all rows fall into one set of a cache
+  static thread_local std::vector<float> weights, shares;
   weights.resize(a.rows * step);
+  shares.resize(a.rows);
   product(Rows{a.x, a.rows, h.dim, a.x_step, weights.data(), step}, h.k, h.k_step, 0, h.slots);
-  for (int64_t m = 0; m < a.rows; m++) softmax(weights.data() + m * step, seen[m], h.slots, scale);
-  mix_all<PANEL_ROWS>(weights.data(), step, h, a);
+  for (int64_t m = 0; m < a.rows; m++) {
+    shares[m] = weigh(weights.data() + m * step, seen[m], h.slots, scale);
+    std::fill_n(a.y + m * a.y_step, h.v_dim, 0.0f);
+  }
+  for (int64_t s = 0; s < h.slots; s += SLOTS) {
+    mix_rows<MOST_ROWS>(weights.data() + s, step, h, h.v + s * h.v_step, std::min(SLOTS, h.slots - s), a);
+  }
+  for (int64_t m = 0; m < a.rows; m++) {
+    for (int64_t i = 0; i < h.v_dim; i++) a.y[m * a.y_step + i] *= shares[m];
+  }
 }
 
 }  // namespace kernels

@@ -175,27 +175,38 @@ void convert(const From* from, To* to, int64_t count) {
   if (i < count) store_some(to + i, load_some(from + i, count - i), count - i);
 }
 
-// The lanes of a and b without bit W in their number, plus those with it.
+// Each lane of a plus the lane whose number differs in bit W, where that bit is 0; where it is 1, the same of b.
 template <int W, int... L>
 INLINE Lanes fold(Lanes a, Lanes b, std::integer_sequence<int, L...>) {
-  return __builtin_shufflevector(a, b, (L / W * 2 * W + L % W)...) +
-         __builtin_shufflevector(a, b, (L / W * 2 * W + L % W + W)...);
+  return __builtin_shufflevector(a, b, (L & W ? LANES + L : L)...) +
+         __builtin_shufflevector(a, b, (L & W ? LANES + L - W : L + W)...);
+}
+
+// Where the sum of vector i of `R` lies after their folds.
+constexpr int lane_of(int i, int R) {
+  int lane = 0;
+  for (int w = LANES / 2; R > 1; R /= 2, w /= 2, i /= 2) lane += i % 2 * w;
+  return lane;
+}
+
+template <int R, int... L>
+INLINE Lanes in_order(Lanes v, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(v, v, lane_of(L % R, R)...);
 }
 
 // The sum of each of R vectors, in the first R lanes (R a power of two, at most LANES). Together they take
 // half the steps that they take one by one, and are added in the same order.
-template <int R, int W = LANES / 2>
+template <int R, int W = LANES / 2, int ALL = R>
 INLINE Lanes sums(const Lanes* of) {
+  constexpr auto lanes = std::make_integer_sequence<int, LANES>();
   Lanes v[R];  // a copy: vectors whose place is handed on don't stay in registers
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++) v[i] = of[i];
   constexpr int left = R > 1 ? R / 2 : 1, second = R > 1 ? 1 : 0;
 #pragma GCC unroll 16
-  for (int i = 0; i < left; i++) {
-    v[i] = fold<W>(v[i + second * i], v[i + second * (i + 1)], std::make_integer_sequence<int, LANES>());
-  }
-  if constexpr (W > 1) return sums<left, W / 2>(v);
-  return v[0];
+  for (int i = 0; i < left; i++) v[i] = fold<W>(v[i + second * i], v[i + second * (i + 1)], lanes);
+  if constexpr (W > 1) return sums<left, W / 2, ALL>(v);
+  return in_order<ALL>(v[0], lanes);
 }
 
 inline int64_t whole_lanes(int64_t count) { return (count + LANES - 1) / LANES * LANES; }

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from specdec.utils.logging import get_logger
+
+log = get_logger(__name__)
+
 
 def share_weights(draft: torch.nn.Module, target: torch.nn.Module) -> bool:
     """Have a 4-bit draft use its target's tensors for what is not quantised (embedding, output
@@ -20,9 +24,18 @@ def share_weights(draft: torch.nn.Module, target: torch.nn.Module) -> bool:
         and torch.equal(part.to(theirs[name].dtype), theirs[name])
         for name, part in own
     )
-    for name, part in own if same else []:
+    if not same:
+        return False
+    freed = sum(part.nbytes for _, part in own)
+    for name, part in own:
         part.data = theirs[name].data
-    return same
+    dtypes = sorted({str(theirs[name].dtype).removeprefix("torch.") for name, _ in own})
+    log.info(
+        "int4 draft: what is not quantised is the target's own, in %s; %.0f MB of copies freed",
+        " and ".join(dtypes),
+        freed / 1e6,
+    )
+    return True
 
 
 def _in_4_bits(weight: torch.nn.Parameter) -> bool:
