@@ -85,11 +85,19 @@ def test_matrices_keep_their_dtype_and_the_rest_is_float32(tmp_path):
 @needs_peers
 @needs_int4
 def test_a_4_bit_draft_is_exported_in_the_4_bits_of_llama_cpp():
-    """Whichever way round its layers are stored: most of what it proposes is right."""
+    """Whichever way round its layers are stored: most of what it proposes is right. Its numbers are
+    the target's rounded once: rounded to one grid and then to the other, few proposals were."""
+    import gguf
+
     pair = load_pair("micro_int4", device="cpu")
     request = Request(48, 0.0, 0, 1.0, 1)
     prompt = BenchPrompt("code", pair.encode("def add(a, b):\n    return"))
-    drafted = LlamaCpp(pair, request, threads=1, context=256).drafted(2).generate(prompt)
+    peer = LlamaCpp(pair, request, threads=1, context=256)
+    drafted = peer.drafted(2).generate(prompt)
+    written = {t.name: t.data for t in gguf.GGUFReader(peer._exported["draft"]).tensors}
+    own = pair.target.model.transformer.h[0].mlp.c_fc.weight.T.float().contiguous().numpy()
+    once = gguf.quants.quantize(own, gguf.GGMLQuantizationType.Q4_0)
+    assert (written["blk.0.ffn_up.weight"] == once).all()
     assert drafted.ids == decoder_arm(0, pair.decoder(0, "eager"), request).generate(prompt).ids
     assert drafted.amounts["accepted"] > 0.7 * drafted.amounts["proposed"]
 

@@ -2,7 +2,9 @@
 
 Written are what a forward pass needs and a vocabulary of made-up names: prompts and output are
 token ids, so no text is ever read or made. Matrices keep the model's dtype; one that was quantised
-to 4 bits by bitsandbytes is written as Q4_0, llama.cpp's own 4-bit format.
+to 4 bits by bitsandbytes is written as Q4_0, llama.cpp's own 4-bit format. Numbers that were
+rounded to one grid and then to another lose much, so where the numbers from before are at hand,
+those are rounded.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from specdec.utils.errors import SpecdecError
 Weights = dict[str, torch.Tensor]
 
 
-def export(wrapper: ModelWrapper, path: Path) -> None:
+def export(wrapper: ModelWrapper, path: Path, original: ModelWrapper | None = None) -> None:
     """Write a model to `path`.
+
+    Args:
+        original: the same model, not quantised.
 
     Raises:
         SpecdecError: for an architecture, or a form of rotary positions, that isn't exported.
@@ -42,6 +47,9 @@ def export(wrapper: ModelWrapper, path: Path) -> None:
     writer.add_vocab_size(wrapper.logit_size)
     _add_vocabulary(writer, wrapper.logit_size)
     quantised = _quantised_names(wrapper.model)
+    if original is not None:
+        before = _weights(original.model)
+        weights |= {name: before[name] for name in quantised}
     for name, source, tensor in WRITERS[config.model_type](writer, config, weights):
         form = formats.F32 if tensor.dim() == 1 else matrices
         if source in quantised:

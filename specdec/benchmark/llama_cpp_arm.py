@@ -86,8 +86,9 @@ class LlamaCpp:
 
     def _export(self, side: str) -> Path:
         if side not in self._exported:
-            path = Path(self._folder.name, f"{side}.gguf")
-            export(getattr(self._pair, side), path)
+            path, entry = Path(self._folder.name, f"{side}.gguf"), self._pair.entry
+            of_itself = side == "draft" and entry.draft_model_id == entry.target_model_id
+            export(getattr(self._pair, side), path, self._pair.target if of_itself else None)
             self._exported[side] = path
         return self._exported[side]
 
