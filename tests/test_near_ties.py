@@ -5,6 +5,7 @@ import torch
 
 from specdec.decoding.autoregressive import AutoregressiveDecoder
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.session import FastSession
 from specdec.method.sampling import Warp
 from specdec.study import near_ties
 from specdec.study.near_ties import sampler_of, tie_of_two, ties_of_one
@@ -129,3 +130,11 @@ def test_an_output_that_the_target_does_not_want_is_excused_by_no_near_tie():
     ids = greedy(wrapper)
     wrong = [*ids[:4], (ids[4] + 1) % wrapper.vocab_size, *ids[5:]]
     assert 4 not in ties_of_one(decoders(wrapper)[1], GREEDY, PROMPT, wrong)
+
+
+def test_it_is_read_by_the_passes_that_decoded_whatever_the_sampling(uncompiled):
+    wrapper = wrap(make_model())
+    decoder = SpeculativeDecoder(wrapper, wrapper, 4, coupled=True)
+    decoder.prepare(temperature=0.8)
+    with decoder.target_session(20) as session:
+        assert isinstance(session, FastSession)

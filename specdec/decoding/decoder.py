@@ -163,9 +163,11 @@ class Decoder(ABC):
     @contextmanager
     def target_session(self, slots: int) -> Iterator[Session | FastSession]:
         """A session of up to `slots` tokens in which the target reads by the passes of this
-        decoder's greedy rounds, though no graph holds them."""
+        decoder's rounds, though no graph holds them."""
+        # The target's pass is one, however tokens are chosen.
+        fast = next(iter(self._prepared.values()), None) or self._fast(Warp())
         with on_device(self.target.device), ExitStack() as until_the_end:
-            yield self._fast(Warp()).opener(slots, None, until_the_end)("target", self.target)
+            yield fast.opener(slots, None, until_the_end)("target", self.target)
 
     def _prepare(self, warp: Warp) -> Fast:
         sampling = self._sampling(warp)
