@@ -6,6 +6,7 @@ Triton (`benchmarks/lowering.py`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -138,7 +139,10 @@ def stand_in_gpu(sm: int) -> Iterator[None]:
             put(torch.cuda, name, answer)
         put(fake_tensor, "init_gpu_context", nothing)
         for name in ("has_triton", "has_triton_package"):
-            put(torch.utils._triton, name, lambda *_: True)
+            # Where it stands, and where it was imported from there.
+            for path, module in list(sys.modules.items()):
+                if path.startswith("torch.") and name in vars(module):
+                    put(module, name, lambda *_: True)
         put(torch._C, "_cuda_getCurrentRawStream", zero)
         put(passes.joint_graph, "lazy_init", nothing)  # patterns that are traced on a card
         put(passes.post_grad, "lazy_init", nothing)

@@ -154,7 +154,7 @@ class TestDraftPrompt:
             command.main()
         assert TEXT in capsys.readouterr().out
         assert seen[0] is None
-        assert seen[1] == encode_prompt(load_pair("own", registry)[0].tokenizer, TEXT)
+        assert seen[1] == encode_prompt(load_pair("own", registry).draft.tokenizer, TEXT)
 
 
 def decode(pair, out) -> list[dict]:

@@ -41,8 +41,8 @@ def layers_in_4bit(model) -> dict:
 class TestMicro:
     def test_every_projection_of_a_gpt2_is_in_nf4_with_double_quantisation(self, micro):
         # GPT-2 stores its projections as Conv1D, which are turned before they are quantised.
-        layers = layers_in_4bit(micro[0].model)
-        assert len(layers) == 4 * micro[0].model.config.n_layer
+        layers = layers_in_4bit(micro.draft.model)
+        assert len(layers) == 4 * micro.draft.model.config.n_layer
         for layer in layers.values():
             state = layer.weight.quant_state
             assert layer.weight.dtype == torch.uint8

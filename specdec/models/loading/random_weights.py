@@ -80,10 +80,15 @@ class _DrawnOnTheHost(TorchDispatchMode):
         kwargs = kwargs or {}
         if operation is torch.ops.aten.normal_.default:
             return self._fill(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in operation.tags:
+        if torch.Tag.nondeterministic_seeded not in operation.tags:
+            return operation(*args, **kwargs)
+        if operation._schema.is_mutable:
             drawn = torch.empty(args[0].shape, dtype=args[0].dtype)
             return args[0].copy_(operation(drawn, *args[1:], **kwargs))
-        return operation(*args, **kwargs)
+        like = args[0] if isinstance(args[0], torch.Tensor) else torch.empty(0)
+        place = kwargs.pop("device", None) or like.device  # of a tensor that is made here
+        on_host = [a.cpu() if isinstance(a, torch.Tensor) else a for a in args]
+        return operation(*on_host, **kwargs, device="cpu").to(place)
 
     def _fill(self, tensor: torch.Tensor, mean=0.0, std=1.0, generator=None) -> torch.Tensor:
         address = mean, std, tensor.device
