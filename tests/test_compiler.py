@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
-from specdec.engine import compiler
+from specdec.engine import compiler, fast_model
 from specdec.kernels import build
+from specdec.method.sampling import Greedy, Sampling
 from specdec.utils.digest import import_closure
+from tests.tiny import make_model, wrap
 
 
 class Double(torch.nn.Module):
@@ -121,6 +123,25 @@ def test_another_process_compiles_what_this_one_then_finds(compile_double):
     with compiler.compiling_beside([fail, run]):
         pass
     assert compiler.is_kept(run) and run() and asked == []
+
+
+def test_a_copy_runs_nothing_that_it_compiled(monkeypatch, uncompiled):
+    """Its threads were not copied: on two of them it waited for ever."""
+    ran = []
+
+    def compile_ahead(module, *rest):
+        return lambda *given: ran.append(module) or module(*given)
+
+    monkeypatch.setattr(fast_model, "compile_ahead", compile_ahead)
+    wrapper = wrap(make_model())
+    token = compiler._threads.set(2)
+    try:
+        fast_model.FastModel(wrapper, False).decide(Sampling(Greedy))
+        assert not ran
+    finally:
+        compiler._threads.reset(token)
+    fast_model.FastModel(wrapper, False).decide(Sampling(Greedy))
+    assert ran
 
 
 def test_a_copy_compiles_for_the_threads_of_the_process_it_is_of(compile_double):

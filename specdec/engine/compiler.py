@@ -94,6 +94,12 @@ def _call_all(pieces: Sequence[Callable[[], object]], threads: int) -> None:
             piece()
 
 
+def is_copy() -> bool:
+    """Whether this process was copied to compile: it must run nothing that it compiled, for the
+    threads that this would go on were not copied, and waiting for them never ends."""
+    return _threads.get() is not None
+
+
 def is_kept(piece: Callable[[], object]) -> bool:
     """Whether a call of `piece` compiles nothing."""
     try:

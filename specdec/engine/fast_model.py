@@ -9,7 +9,7 @@ from threading import RLock
 
 import torch
 
-from specdec.engine.compiler import compile_ahead
+from specdec.engine.compiler import compile_ahead, is_copy
 from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
 from specdec.kernels.build import load_operators
@@ -192,6 +192,8 @@ class FastModel:
         if self._on_cpu:
             with layers():
                 compiled = compile_ahead(module, arguments(ROWS), sizes, identity, label)
+            if is_copy():
+                return compiled  # whoever is to use it tries it
         else:
             limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             torch._dynamo.config.recompile_limit = limit
