@@ -93,6 +93,20 @@ def test_products_of_one_input_are_computed_once():
     assert torch.equal(torch.cat(traced(x, w)[:2]), linear(x, w))
 
 
+def check_for_any_size(run, arguments) -> None:
+    """Compile with our operators, then call with others' and at other sizes: the same numbers."""
+    with torch.no_grad():
+        with gpu_operators(run.model):
+            compiled = compile_for_gpu(run)
+            given = arguments(3, 128)
+            for tensor in (given[0], *given[2]):
+                torch._dynamo.mark_dynamic(tensor, 0)
+            compiled(*given)
+        for rows, slots in ((2, 64), (9, 256), (5, 192)):
+            given = arguments(rows, slots)
+            torch.testing.assert_close(compiled(*given)[0], run(*arguments(rows, slots))[0])
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_model_is_compiled_once_for_any_rows_and_slots(monkeypatch, kind):
     """And with ours, also when it is called after it has its own operators again."""
@@ -105,16 +119,7 @@ def test_a_model_is_compiled_once_for_any_rows_and_slots(monkeypatch, kind):
     monkeypatch.setattr(module, "compile_fx", count)
     torch._dynamo.reset()
     run, arguments = example(kind, slots=256)
-    with torch.no_grad():
-        with gpu_operators(run.model):
-            compiled = compile_for_gpu(run)
-            given = arguments(3, 128)
-            for tensor in (given[0], *given[2]):
-                torch._dynamo.mark_dynamic(tensor, 0)
-            compiled(*given)
-        for rows, slots in ((2, 64), (9, 256), (5, 192)):
-            given = arguments(rows, slots)
-            torch.testing.assert_close(compiled(*given)[0], run(*arguments(rows, slots))[0])
+    check_for_any_size(run, arguments)
     assert len(graphs) == 1
     if kind == "llama":  # four products of a layer and the head, for seven and the head
         targets = [node.target for node in graphs[0].graph.nodes]
@@ -144,16 +149,7 @@ def test_so_is_one_in_4_bits(monkeypatch):
     side = ModelSide("tiny", "int4", weights="random", shape=shape)
     wrapper = load_random_weights(side, "cpu")
     run, arguments = example_of(wrapper, slots=256)
-    with torch.no_grad():
-        with gpu_operators(run.model):
-            compiled = compile_for_gpu(run)
-            given = arguments(3, 128)
-            for tensor in (given[0], *given[2]):
-                torch._dynamo.mark_dynamic(tensor, 0)
-            compiled(*given)
-        for rows, slots in ((2, 64), (9, 256), (5, 192)):
-            given = arguments(rows, slots)
-            torch.testing.assert_close(compiled(*given)[0], run(*arguments(rows, slots))[0])
+    check_for_any_size(run, arguments)
     assert len(graphs) == 1
     names = [str(node.target) for node in graphs[0].graph.nodes]
     assert sum("bitsandbytes" in name for name in names) >= 2 * 7

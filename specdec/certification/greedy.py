@@ -61,8 +61,7 @@ def check_greedy(
     decoders = {k: pair.decoder(k, engine) for k in DRAFT_TOKENS}
     engines: dict[int, set[str]] = {k: set() for k in DRAFT_TOKENS}
     own_baseline = pair.decoder(0, engine)
-    forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
-    longest = max(map(len, forms)) + NEW_TOKENS
+    longest = pair.longest(prompt.text for prompt in prompts) + NEW_TOKENS
     # With a draft first: there are two models to compile, side by side.
     for k, decoder in {**decoders, 0: own_baseline}.items():
         log.info("preparing K = %d", k)

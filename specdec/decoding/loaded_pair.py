@@ -5,7 +5,7 @@ Prompts and limits come from tokenizers and configurations: no weights are loade
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from specdec.data.dataset import encode_prompt
@@ -99,6 +99,10 @@ class LoadedPair:
         if self.entry.draft_prompt == "target":
             return Encoded(ids)
         return Encoded(ids, encode_prompt(self.tokenizer("draft"), prompt, self.entry.draft.chat))
+
+    def longest(self, texts: Iterable[str]) -> int:
+        """Tokens of the longest of some prompts, in whichever form they are read."""
+        return max(len(ids) for text in texts for ids in self.encode(text) if ids is not None)
 
     def check_chat(self) -> None:
         """Raise SpecdecError unless the target is one to chat with."""

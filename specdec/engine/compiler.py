@@ -27,7 +27,7 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
-from specdec.engine.segments import Segment, cut
+from specdec.engine.segments import Segment, cut, form
 from specdec.kernels.build import instructions, load_operators, source_digest
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
@@ -278,11 +278,11 @@ def _package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
 def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
     """A name for the plan: of all that it and what it calls depend on."""
     shapes = []
-    tree_map_only(torch.Tensor, lambda t: shapes.append(_form(t)), example)
+    tree_map_only(torch.Tensor, lambda t: shapes.append(form(t)), example)
     everything = {
         "module": type(module).__name__,
         "identity": identity,
-        "weights": {name: _form(weight) for name, weight in weights.items()},
+        "weights": {name: form(weight) for name, weight in weights.items()},
         "arguments": shapes,
         "traced": code_digest(type(module).__module__),  # with what it imports
         "threads": _threads.get() or torch.get_num_threads(),
@@ -306,10 +306,6 @@ def _means() -> dict[str, Any]:
 def _hash(everything: dict) -> str:
     text = json.dumps(everything, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _form(tensor: torch.Tensor) -> list:
-    return [list(tensor.shape), list(tensor.stride()), str(tensor.dtype)]
 
 
 @contextlib.contextmanager

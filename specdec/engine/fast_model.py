@@ -12,6 +12,7 @@ import torch
 from specdec.engine.compiler import compile_ahead, is_copy
 from specdec.engine.gpu_operators import compile_for_gpu, gpu_operators
 from specdec.engine.pieces import END_TOKENS, STATE_SIZE, Decision, DraftChoice, ModelPass
+from specdec.engine.segments import dim_from_zero
 from specdec.kernels.build import load_operators
 from specdec.kernels.formats import lay_out_weights
 from specdec.kernels.graft import graft
@@ -136,7 +137,7 @@ class FastModel:
             return tokens, self._number(1), cache.first(cache.slots)
 
         buffers = 2 * len(self._sample[1])
-        sizes = {0: _dim("rows")}, None, [{0: _dim("slots")}] * buffers
+        sizes = {0: dim_from_zero("rows")}, None, [{0: dim_from_zero("slots")}] * buffers
         config = wrapper.model.config.to_dict()
         config.pop("_name_or_path", None)  # where the model lies changes no code
         identity = {"model": config, "vocabulary": wrapper.vocab_size, "rounds": self.rounds}
@@ -157,7 +158,7 @@ class FastModel:
             limits = torch.cat([self._number(SLOTS_STEP).view(1), ends])
             return logits, block, q, state, limits, *self._chance(sampling)
 
-        k = _dim("k")
+        k = dim_from_zero("k")
         q_rows = {0: k} if sampling.kind.asks_for_q else None
         sizes = {0: k + 1}, {0: k + 1}, q_rows, None, None, _places(sampling), None
         identity = {"sampling": _name(sampling)}
@@ -169,7 +170,7 @@ class FastModel:
             return self._rows(rows), self._number(0), *self._chance(sampling)
 
         module = DraftChoice(sampling, self.wrapper.vocab_size, target_size)
-        sizes = {0: _dim("rows")}, None, _places(sampling), None
+        sizes = {0: dim_from_zero("rows")}, None, _places(sampling), None
         identity = {"sampling": _name(sampling), "target": target_size}
         label = f"a draft's choice ({_name(sampling)})"
         return self._compile(module, arguments, sizes, identity, (1, 2), label)
@@ -242,12 +243,8 @@ def _or_error(compile: Callable[[], Callable]) -> Callable | Exception:
         return error
 
 
-def _dim(name: str) -> torch.export.Dim:
-    return torch.export.Dim(name, min=0, max=2**24)
-
-
 def _places(sampling: Sampling) -> dict | None:
-    return {0: _dim("places")} if sampling.kind.has_table else None
+    return {0: dim_from_zero("places")} if sampling.kind.has_table else None
 
 
 def _name(sampling: Sampling) -> str:

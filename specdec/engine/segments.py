@@ -23,6 +23,10 @@ NUMBERED = re.compile(r"(.*?\.\d+)(\.|$)")  # the outermost module with a number
 SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
+class HandsOnMore(Exception):
+    """More than tensors would go from one segment to another."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """Some nodes of a traced graph, one after the other, as a graph by itself."""
@@ -53,7 +57,7 @@ class Segment:
         for node in self.module.graph.nodes:
             numbers[node] = len(numbers)
             if node.op == "placeholder":
-                lines.append(_form(node.meta["val"]))
+                lines.append(form(node.meta["val"]))
             elif node.op == "get_attr":
                 part = self.module.get_submodule(node.target)
                 lines.append(part.print_readable(print_output=False))
@@ -79,7 +83,7 @@ def cut(program: torch.export.ExportedProgram) -> list[Segment]:
     ]
     try:
         return [_segment(graph, some) for some in _together(nodes)]
-    except NotImplementedError:
+    except HandsOnMore:
         return [_segment(graph, nodes)]
 
 
@@ -121,7 +125,7 @@ def _segment(whole: GraphModule, nodes: list[Node]) -> Segment:
         if _is_size(size) and _place_of(size, inputs) is None:
             inputs += [node for node in _tensors_behind(size) if node not in (*inputs, *nodes)]
     if not all(_is_tensor(node) for node in inputs):
-        raise NotImplementedError
+        raise HandsOnMore
     graph, copies = Graph(), {}
     for number, node in enumerate(inputs):
         copies[node] = graph.placeholder(f"input_{number}")
@@ -144,7 +148,7 @@ def _segment(whole: GraphModule, nodes: list[Node]) -> Segment:
         copy(node)
     outputs = [node for node in nodes if any(_is_used_outside(user, own) for user in node.users)]
     if not all(_is_tensor(node) for node in outputs):
-        raise NotImplementedError
+        raise HandsOnMore
     graph.output(tuple(copies[node] for node in outputs))
     return Segment(GraphModule(whole, graph), inputs, outputs)
 
@@ -199,10 +203,16 @@ def _dim(size: torch.SymInt) -> Any:
     factor, more = expression.coeff(symbol), expression.subs(symbol, 0)
     if expression != factor * symbol + more:
         return torch.export.Dim.AUTO
-    dim = torch.export.Dim(str(symbol), min=0, max=SIZE_LIMIT)
+    dim = dim_from_zero(str(symbol))
     dim = dim if factor == 1 else int(factor) * dim
     return dim if more == 0 else dim + int(more)
 
 
-def _form(tensor: torch.Tensor) -> str:
+def dim_from_zero(name: str) -> Any:
+    """A dimension of any size, 0 and 1 included."""
+    return torch.export.Dim(name, min=0, max=SIZE_LIMIT)
+
+
+def form(tensor: torch.Tensor) -> str:
+    """Of a tensor what compiled code depends on."""
     return f"{list(tensor.shape)} {list(tensor.stride())} {tensor.dtype}"

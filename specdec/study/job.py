@@ -177,8 +177,7 @@ def _warm_up(
 ) -> None:
     """Compile what there is to, capture for the longest prompt, generate once with each decoder."""
     encoded, budget = pair.encode(prompts[0].text), min(WARM_UP_TOKENS, job.max_new_tokens)
-    forms = [ids for prompt in prompts for ids in pair.encode(prompt.text) if ids is not None]
-    longest = max(map(len, forms)) + job.max_new_tokens
+    longest = pair.longest(prompt.text for prompt in prompts) + job.max_new_tokens
     # Most first: with a draft there are two models to compile, side by side.
     for k, decoder in sorted(decoders.items(), reverse=True):
         decoder.prepare(job.temperature, longest=longest)
