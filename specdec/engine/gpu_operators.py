@@ -21,8 +21,9 @@ ATTENTION = "specdec_grouped"
 #: Layers of one module that read the same input, as the models of transformers call them.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
-#: Of the compiler: small kernels that wait for nothing of each other are one.
-INDUCTOR = {"combo_kernels": True}
+#: Of the compiler: small kernels that wait for nothing of each other are one, and no product is
+#: padded: a pass over a few rows waits for its weights, and to time it padded is time lost.
+INDUCTOR = {"combo_kernels": True, "shape_padding": False}
 PRODUCTS = (linear, torch.ops.aten.linear.default)
 
 
