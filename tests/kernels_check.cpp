@@ -29,25 +29,26 @@ static void expect(bool right, const char* what, int64_t rows, int64_t in) {
 
 static bool near(float a, double b, double tolerance) { return std::fabs(a - b) <= tolerance; }
 
-// Rows padded with zeros to whole lanes.
+// Rows as weights of type W want them.
+template <class W>
 static std::vector<float> rows_of(const std::vector<float>& x, int64_t rows, int64_t in) {
-  std::vector<float> padded(rows * whole_lanes(in));
-  for (int64_t m = 0; m < rows; m++) std::copy_n(x.data() + m * in, in, padded.data() + m * whole_lanes(in));
-  return padded;
+  std::vector<float> arranged(rows * whole_pairs(in));
+  for (int64_t m = 0; m < rows; m++) arrange<W>(x.data() + m * in, arranged.data() + m * whole_pairs(in), in);
+  return arranged;
 }
 
 template <class W>
 static void check_product(const char* what, int64_t rows, int64_t in, int64_t out) {
-  const std::vector<float> x = numbers(rows * in), w = numbers(out * in), padded = rows_of(x, rows, in);
+  const std::vector<float> x = numbers(rows * in), w = numbers(out * in), arranged = rows_of<W>(x, rows, in);
   std::vector<W> stored(out * in);
   convert(w.data(), stored.data(), out * in);
   std::vector<float> widened(out * in), y(rows * out), alone(out);
   convert(stored.data(), widened.data(), out * in);
-  const int64_t step = whole_lanes(in);
-  product(Rows{padded.data(), rows, in, step, y.data(), out}, stored.data(), in, 0, out);
+  const int64_t step = whole_pairs(in);
+  product(Rows{arranged.data(), rows, in, step, y.data(), out}, stored.data(), in, 0, out);
   bool right = true, same = true;
   for (int64_t m = 0; m < rows; m++) {
-    product(Rows{padded.data() + m * step, 1, in, step, alone.data(), out}, stored.data(), in, 0, out);
+    product(Rows{arranged.data() + m * step, 1, in, step, alone.data(), out}, stored.data(), in, 0, out);
     for (int64_t n = 0; n < out; n++) {
       double sum = 0;
       for (int64_t i = 0; i < in; i++) sum += double(x[m * in + i]) * widened[n * in + i];
@@ -61,7 +62,7 @@ static void check_product(const char* what, int64_t rows, int64_t in, int64_t ou
 
 template <class T>
 static void check_attention(const char* what, int64_t queries, int64_t dim, int64_t slots) {
-  const std::vector<float> q = numbers(queries * dim), padded = rows_of(q, queries, dim);
+  const std::vector<float> q = numbers(queries * dim), arranged = rows_of<T>(q, queries, dim);
   std::vector<T> k(slots * dim), v(slots * dim);
   convert(numbers(slots * dim).data(), k.data(), slots * dim);
   convert(numbers(slots * dim).data(), v.data(), slots * dim);
@@ -74,13 +75,13 @@ static void check_attention(const char* what, int64_t queries, int64_t dim, int6
     rows[m] = seen.get() + m * slots;
     for (int64_t s = 0; s < slots; s++) seen[m * slots + s] = s <= slots / 2 + m;
   }
-  const int64_t step = whole_lanes(dim);
-  attend(Rows{padded.data(), queries, dim, step, y.data(), dim}, Head<T>{k.data(), v.data(), slots, dim, dim, dim, dim},
+  const int64_t step = whole_pairs(dim);
+  attend(Rows{arranged.data(), queries, dim, step, y.data(), dim}, Head<T>{k.data(), v.data(), slots, dim, dim, dim, dim},
          rows.data(), 0.3f);
   bool right = true, same = true;
   for (int64_t m = 0; m < queries; m++) {
     const int64_t some = std::min(slots, slots / 2 + m + 1);  // no more slots than it sees
-    attend(Rows{padded.data() + m * step, 1, dim, step, alone.data(), dim},
+    attend(Rows{arranged.data() + m * step, 1, dim, step, alone.data(), dim},
            Head<T>{k.data(), v.data(), some, dim, dim, dim, dim}, rows.data() + m, 0.3f);
     std::vector<double> weights(slots);
     double total = 0;
@@ -109,13 +110,13 @@ static void check_nf4(int64_t rows, int64_t in, int64_t out) {
   const std::vector<float> scale_levels = numbers(SCALES), scale_scales = numbers(blocks / SCALES + 1);
   levels[0] = -1, levels[15] = 1;
   const Nf4 w{packed.data(), scales.data(), levels.data(), scale_levels.data(), scale_scales.data(), 0.5f, in};
-  const std::vector<float> x = numbers(rows * in), padded = rows_of(x, rows, in);
+  const std::vector<float> x = numbers(rows * in), arranged = rows_of<float>(x, rows, in);
   std::vector<float> exact(rows * out), alone(out);
-  const Rows all{padded.data(), rows, in, whole_lanes(in), exact.data(), out};
+  const Rows all{arranged.data(), rows, in, whole_pairs(in), exact.data(), out};
   nf4_product(all, w, 0, out);
   bool right = true, same = true;
   for (int64_t m = 0; m < rows; m++) {
-    nf4_product(Rows{padded.data() + m * whole_lanes(in), 1, in, whole_lanes(in), alone.data(), out}, w, 0, out);
+    nf4_product(Rows{arranged.data() + m * whole_pairs(in), 1, in, whole_pairs(in), alone.data(), out}, w, 0, out);
     for (int64_t n = 0; n < out; n++) {
       double sum = 0;
       for (int64_t i = 0; i < in; i++) {

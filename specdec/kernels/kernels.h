@@ -10,8 +10,8 @@ namespace kernels {
 
 constexpr int MOST_ROWS = REGISTERS == 16 ? 6 : 8;  // that share a load of weights
 
-// Rows [rows, in] in float32, `x_step` from one to the next, padded with zeros to whole lanes; and where their
-// products go, [rows, outputs].
+// Rows [rows, in] in float32, `x_step` from one to the next, arranged for the weights that they are multiplied with
+// (products.h); and where their products go, [rows, outputs].
 struct Rows {
   const float* x;
   int64_t rows, in, x_step;

@@ -198,6 +198,7 @@ INLINE Lanes in_order(Lanes v, std::integer_sequence<int, L...>) {
 // half the steps that they take one by one, and are added in the same order.
 template <int R, int W = LANES / 2, int ALL = R>
 INLINE Lanes sums(const Lanes* of) {
+  static_assert(R <= LANES);
   constexpr auto lanes = std::make_integer_sequence<int, LANES>();
   Lanes v[R];  // a copy: vectors whose place is handed on don't stay in registers
 #pragma GCC unroll 16

@@ -4,7 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "kernels.h"
+#include "products.h"
 
 namespace {
 
@@ -33,16 +33,21 @@ std::vector<float> widened(const std::optional<at::Tensor>& tensor) {
   return wide;
 }
 
-// Rows [rows, in] of any type in float32, padded with zeros to whole lanes: as they lie, or a copy.
+// Rows [rows, in] of any type in float32, arranged for weights of another: as they lie, or a copy.
 struct WideRows {
-  explicit WideRows(const at::Tensor& x) : rows(x.size(0)), in(x.size(1)), step(whole_lanes(in)), given(x.contiguous()) {
-    if (x.scalar_type() == at::kFloat && in == step) {
+  explicit WideRows(const at::Tensor& x, at::ScalarType weights = at::kFloat)
+      : rows(x.size(0)), in(x.size(1)), step(whole_pairs(in)), given(x.contiguous()) {
+    const bool in_order = weights != at::kBFloat16;
+    if (x.scalar_type() == at::kFloat && in == step && in_order) {
       data = given.const_data_ptr<float>();
       return;
     }
     copy.resize(rows * step);
     typed(given, [&](const auto* from) {
-      for (int64_t m = 0; m < rows; m++) convert(from + m * in, copy.data() + m * step, in);
+      for (int64_t m = 0; m < rows; m++) {
+        float* to = copy.data() + m * step;
+        in_order ? arrange<float>(from + m * in, to, in) : arrange<BFloat16>(from + m * in, to, in);
+      }
     });
     data = copy.data();
   }
@@ -85,7 +90,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
   TORCH_CHECK(x.dim() == 2 && weight.is_contiguous() && weight.size(1) == x.size(1),
               "specdec::linear: not its shapes");
   const int64_t out = weight.size(0), in = weight.size(1);
-  return layer(x, WideRows(x), out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
+  return layer(x, WideRows(x, weight.scalar_type()), out, bias, [&](const Rows& rows, int64_t begin, int64_t end) {
     typed(weight, [&](const auto* w) { product(rows, w, in, begin, end); });
   });
 }
@@ -138,7 +143,7 @@ constexpr int64_t QUERIES = 48;  // that go through the keys and values of a hea
 // true where a row sees a slot. Gives [rows, heads, v_dim].
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& mask, double scale) {
   const int64_t heads = q.size(0), rows = q.size(1), dim = q.size(2), kv_heads = k.size(0), slots = k.size(1);
-  const int64_t v_dim = v.size(2), sharing = heads / kv_heads, step = whole_lanes(dim);
+  const int64_t v_dim = v.size(2), sharing = heads / kv_heads, step = whole_pairs(dim);
   TORCH_CHECK(q.stride(2) == 1 && k.stride(2) == 1 && v.stride(2) == 1 && k.size(2) == dim && v.size(1) == slots &&
                   heads % kv_heads == 0 && q.scalar_type() == k.scalar_type() && k.scalar_type() == v.scalar_type(),
               "specdec::attention: not its shapes");
@@ -168,7 +173,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
         std::vector<const bool*> seen(count);
         for (int64_t i = 0; i < count; i++) {
           const int64_t row = (start + i) / sharing, head = g * sharing + (start + i) % sharing;
-          convert(from + head * q.stride(0) + row * q.stride(1), x.data() + i * step, dim);
+          arrange<T>(from + head * q.stride(0) + row * q.stride(1), x.data() + i * step, dim);
           seen[i] = allowed + row * slots + first;
         }
         attend(Rows{x.data(), count, dim, step, out.data(), v_dim},
@@ -185,21 +190,28 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   return y;
 }
 
-// The sum of a tensor's bytes as whole numbers of 64 bits: nothing but reading, which is what a pass over one
-// row comes down to.
+// The sum of a tensor's bytes as whole numbers of 64 bits, in as many streams as a product of one row: nothing but
+// reading, which is what a pass over one row comes down to.
 int64_t read_all(const at::Tensor& bytes) {
+  constexpr int STREAMS = outputs_at_once(1);
   typedef int64_t Words __attribute__((vector_size(64), aligned(8), may_alias));
-  const char* from = static_cast<const char*>(bytes.const_data_ptr());
-  const int64_t blocks = bytes.nbytes() / (4 * sizeof(Words));
-  return at::parallel_reduce(
-      0, blocks, 1 << 12, int64_t(0),
+  const Words* from = static_cast<const Words*>(bytes.const_data_ptr());
+  const int64_t count = bytes.nbytes() / sizeof(Words), each = count / STREAMS;
+  const auto sum_of = [](const Words& words) {
+    int64_t sum = 0;
+    for (int i = 0; i < 8; i++) sum += words[i];
+    return sum;
+  };
+  int64_t rest = 0;
+  for (int64_t i = each * STREAMS; i < count; i++) rest += sum_of(from[i]);
+  return rest + at::parallel_reduce(
+      0, each, 1 << 12, int64_t(0),
       [&](int64_t begin, int64_t end, int64_t sum) {
-        Words total[4] = {};
-        for (int64_t b = begin; b < end; b++) {
-          for (int i = 0; i < 4; i++) total[i] += *reinterpret_cast<const Words*>(from + (4 * b + i) * sizeof(Words));
+        Words total[STREAMS] = {};
+        for (int64_t i = begin; i < end; i++) {
+          for (int s = 0; s < STREAMS; s++) total[s] += from[s * each + i];
         }
-        const Words all = total[0] + total[1] + total[2] + total[3];
-        for (int i = 0; i < 8; i++) sum += all[i];
+        for (const Words& words : total) sum += sum_of(words);
         return sum;
       },
       [](int64_t a, int64_t b) { return a + b; });

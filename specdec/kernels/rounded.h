@@ -139,17 +139,17 @@ RoundedRows round_rows(const Rows& a, bool for_levels) {
   return to;
 }
 
-// Outputs n .. n + R of M rows from `row` on. The weights of what comes next are asked for ahead.
+// Outputs n, n + apart, … of M rows from `row` on.
 template <int M, int R, class Weights>
-void rounded_tile(const Rows& a, const RoundedRows& x, const Weights& w, int64_t row, int64_t n) {
+void rounded_tile(const Rows& a, const RoundedRows& x, const Weights& w, int64_t row, int64_t n, int64_t apart) {
   const RoundedBlock* rows = x.blocks.data() + row * x.in_blocks;
   Parts total[M][R] = {};
   for (int64_t b = 0; b < x.in_blocks; b++) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      __builtin_prefetch(w.place(n + r + 2 * R, b));
-      const auto block = w.block(n + r, b);
-      const Parts scale = all(w.scale(n + r, b));
+      __builtin_prefetch(reinterpret_cast<const char*>(w.place(n + r * apart, b)) + ahead(R));
+      const auto block = w.block(n + r * apart, b);
+      const Parts scale = all(w.scale(n + r * apart, b));
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const RoundedBlock& one = rows[m * x.in_blocks + b];
@@ -158,27 +158,34 @@ void rounded_tile(const Rows& a, const RoundedRows& x, const Weights& w, int64_t
     }
   }
   for (int m = 0; m < M; m++) {
-    for (int r = 0; r < R; r++) a.y[(row + m) * a.y_step + n + r] = sum(total[m][r]);
+    for (int r = 0; r < R; r++) a.y[(row + m) * a.y_step + n + r * apart] = sum(total[m][r]);
   }
 }
 
 constexpr int ROUNDED_ROWS = 6;  // that share an unpacked block
 
-// Outputs begin .. end of all rows from `row` on, M at a time.
-template <int M, class Weights>
-void rounded_rows(const Rows& a, const RoundedRows& x, const Weights& w, int64_t begin, int64_t end, int64_t row = 0) {
-  constexpr int R = M <= 2 ? 4 : 2;
+// Tiles begin .. end of all rows from `row` on, M at a time.
+template <int M, int R, class Weights>
+void rounded_rows(const Rows& a, const RoundedRows& x, const Weights& w, int64_t begin, int64_t end, int64_t apart,
+                  int64_t row = 0) {
   for (; row + M <= a.rows; row += M) {
-    int64_t n = begin;
-    for (; n + R <= end; n += R) rounded_tile<M, R>(a, x, w, row, n);
-    for (; n < end; n++) rounded_tile<M, 1>(a, x, w, row, n);
+    for (int64_t n = begin; n < end; n++) rounded_tile<M, R>(a, x, w, row, n, apart);
   }
-  if constexpr (M > 1) rounded_rows<M - 1>(a, x, w, begin, end, row);
+  if constexpr (M > 1) rounded_rows<M - 1, R>(a, x, w, begin, end, apart, row);
+}
+
+// Outputs begin .. end of all rows, R at a time, far apart (products.h).
+template <int M, int R, class Weights>
+void rounded_outputs(const Rows& a, const RoundedRows& x, const Weights& w, int64_t begin, int64_t end) {
+  const int64_t each = (end - begin) / R, last = begin + each;
+  for (int64_t n = begin; n < last; n += CHUNK) rounded_rows<M, R>(a, x, w, n, std::min(n + CHUNK, last), each);
+  rounded_rows<M, 1>(a, x, w, begin + each * R, end, 1);
 }
 
 template <class Weights>
 void rounded_product(const Rows& a, const RoundedRows& x, const Weights& w, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; n += CHUNK) rounded_rows<ROUNDED_ROWS>(a, x, w, n, std::min(n + CHUNK, end));
+  if (a.rows <= 2) return rounded_outputs<2, 4>(a, x, w, begin, end);
+  rounded_outputs<ROUNDED_ROWS, 2>(a, x, w, begin, end);
 }
 
 void nf4_rounded_product(const Rows& a, const RoundedRows& x, const uint8_t* packed, const float* scales,
