@@ -47,11 +47,18 @@ struct Nf4 {
 // Outputs begin .. end of any number of rows, with the weights that bitsandbytes means.
 void nf4_product(const Rows& a, const Nf4& w, int64_t begin, int64_t end);
 
-// What a draft reads, which may round for itself: see rounded.h. A block of a row in 8 bits, in whole vectors.
+// What a draft reads, which may round for itself: see rounded.h. A block of a row in 8 bits, whose products are summed
+// in PARTS parts; what is the same for all parts stands there for each, so that it is read as it lies.
+#if defined(__AVX2__)
+constexpr int PARTS = 8;
+#else
+constexpr int PARTS = 1;
+#endif
+
 struct alignas(32) RoundedBlock {
   int8_t numbers[BLOCK];
-  float scale;
-  int32_t start;  // what each part of a sum starts from
+  float scale[PARTS];
+  int32_t start[PARTS];  // of a sum
 };
 
 struct RoundedRows {

@@ -14,10 +14,11 @@ constexpr int LEVEL_STEPS = 63, LEVEL_OFFSET = 64;
 
 // A block of weights, and its product with a block of a row in PARTS parts.
 #if defined(__AVX2__)
-constexpr int PARTS = 8;
 typedef __m256 Parts;
 
 INLINE Parts all(float one) { return _mm256_set1_ps(one); }
+
+INLINE Parts scale_of(const RoundedBlock& x) { return _mm256_load_ps(x.scale); }
 
 INLINE Parts add(Parts total, Parts a, Parts b) { return _mm256_fmadd_ps(a, b, total); }
 
@@ -41,7 +42,7 @@ INLINE __m256i add_fours(__m256i total, __m256i a, __m256i b) {
 struct Positive {  // from 0 to 127
   __m256i first, second;
   INLINE Parts dot(const RoundedBlock& x) const {
-    const __m256i some = add_fours(_mm256_set1_epi32(x.start), first, load_bytes(x.numbers));
+    const __m256i some = add_fours(load_bytes(x.start), first, load_bytes(x.numbers));
     return _mm256_cvtepi32_ps(add_fours(some, second, load_bytes(x.numbers + BLOCK / 2)));
   }
 };
@@ -65,17 +66,17 @@ INLINE Positive unpack(const uint8_t* from, const int8_t* levels) {
 
 INLINE Signed block_of(const int8_t* from) { return {load_bytes(from), load_bytes(from + BLOCK / 2)}; }
 #else
-constexpr int PARTS = 1;
 typedef float Parts;
 
 INLINE Parts all(float one) { return one; }
+INLINE Parts scale_of(const RoundedBlock& x) { return x.scale[0]; }
 INLINE Parts add(Parts total, Parts a, Parts b) { return total + a * b; }
 INLINE float sum(Parts v) { return v; }
 
 struct Signed {
   int8_t numbers[BLOCK];
   INLINE Parts dot(const RoundedBlock& x) const {
-    int32_t total = x.start;
+    int32_t total = x.start[0];
     for (int i = 0; i < BLOCK; i++) total += int32_t(numbers[i]) * x.numbers[i];
     return float(total);
   }
@@ -118,14 +119,15 @@ inline void round_block(const float* x, bool for_levels, RoundedBlock& to) {
     sums += nearest;
     *reinterpret_cast<SignedBytes*>(to.numbers + i) = __builtin_convertvector(nearest, SignedBytes);
   }
-  to.scale = largest / 127;
-  to.start = 0;
+  std::fill_n(to.scale, PARTS, largest / 127 / (for_levels ? LEVEL_STEPS : 1));
+  std::fill_n(to.start, PARTS, 0);
   if (!for_levels) return;
   const Couples couples = *reinterpret_cast<const Couples*>(to.numbers);
   *reinterpret_cast<HalfBlock*>(to.numbers) = __builtin_convertvector(couples, HalfBlock);
   *reinterpret_cast<HalfBlock*>(to.numbers + BLOCK / 2) = __builtin_convertvector(couples >> 8, HalfBlock);
-  to.scale /= LEVEL_STEPS;
-  for (int l = 0; l < LANES; l++) to.start -= LEVEL_OFFSET / PARTS * sums[l];
+  int32_t sum = 0;
+  for (int l = 0; l < LANES; l++) sum += sums[l];
+  std::fill_n(to.start, PARTS, -LEVEL_OFFSET / PARTS * sum);
 }
 
 RoundedRows round_rows(const Rows& a, bool for_levels) {
@@ -153,16 +155,18 @@ void rounded_tile(const Rows& a, const RoundedRows& x, const Weights& w, int64_t
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
         const RoundedBlock& one = rows[m * x.in_blocks + b];
-        total[m][r] = add(total[m][r], block.dot(one), scale * all(one.scale));
+        total[m][r] = add(total[m][r], block.dot(one) * scale_of(one), scale);
       }
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) a.y[(row + m) * a.y_step + n + r * apart] = sum(total[m][r]);
   }
 }
 
-constexpr int ROUNDED_ROWS = 6;  // that share an unpacked block
+constexpr int ROUNDED_ROWS = 4;  // that share an unpacked block
 
 // Tiles begin .. end of all rows from `row` on, M at a time.
 template <int M, int R, class Weights>
