@@ -20,7 +20,8 @@ from torch._subclasses import fake_tensor
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specdec.engine.gpu_operators import INDUCTOR, gpu_operators, merge_products
+from specdec.engine.gpu_operators import INDUCTOR, PRODUCTS, gpu_operators
+from specdec.engine.merge import merge_equal
 from specdec.engine.pieces import ModelPass
 from tests.fake_cuda import on_fake_device, without_guards
 
@@ -77,7 +78,7 @@ def lower(sm: int, rows: int, layers: int, ours: bool, stop_at: tuple[type, str]
             module = ModelPass(model, SHAPE["vocab_size"])
             traced = torch.export.export(module, arguments, strict=False).module()
             if ours:
-                merge_products(traced.graph)
+                merge_equal(traced.graph, PRODUCTS)
                 traced.recompile()
             with fakes, mock.patch.object(*stop_at, stop):
                 try:

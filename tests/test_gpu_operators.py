@@ -9,11 +9,12 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from specdec.engine import gpu_operators as module
 from specdec.engine.capture import lengths
 from specdec.engine.gpu_operators import (
+    PRODUCTS,
     compile_for_gpu,
     gpu_operators,
     grouped_attention,
-    merge_products,
 )
+from specdec.engine.merge import merge_equal
 from specdec.engine.pieces import ModelPass
 from specdec.models.cache import FixedCache
 from specdec.models.loading.random_weights import load_random_weights
@@ -85,7 +86,7 @@ def test_products_of_one_input_are_computed_once():
             return linear(x, w)[:2], linear(x, w)[2:], linear(x + 1, w)
 
     traced = torch.fx.symbolic_trace(Three())
-    merge_products(traced.graph)
+    merge_equal(traced.graph, PRODUCTS)
     products = [node for node in traced.graph.nodes if node.target is linear]
     assert len(products) == 2
     traced.recompile()

@@ -154,7 +154,9 @@ def test_a_compiled_target_never_rounds_also_where_it_is_a_draft_elsewhere(tmp_p
 @pytest.mark.slow
 def test_a_compiled_target_that_rounds_is_caught(tmp_path, monkeypatch):
     """A test of the test above, by an engine broken on purpose."""
-    monkeypatch.setattr(fast, "graft", lambda model, may_round=False: graft(model, True))
+    monkeypatch.setattr(
+        fast, "graft", lambda model, may_round=False, to_trace=False: graft(model, True, to_trace)
+    )
     with pytest.raises(AssertionError):
         compare_with_eager(in_4_bits(tmp_path))
 

@@ -112,6 +112,23 @@ def test_a_decision_is_one_segment():
 
 
 @needs_compiler
+def test_layers_that_read_the_same_input_are_one_product():
+    """Queries, keys and values; what the MLP's gate and its values are made of."""
+    load_operators(cache_folder())
+    model = make_model("llama", VOCABULARY, layers=LAYERS).eval().requires_grad_(False)
+    held = sum(weight.nbytes for weight in model.parameters())
+    with graft(model, to_trace=True):
+        module = ModelPass(model, VOCABULARY)
+        program = compiler.trace(module, arguments(model, 5), dynamic())
+    products = [
+        node for node in program.graph.nodes if node.target is torch.ops.specdec.linear.default
+    ]
+    assert len(products) == 4 * LAYERS + 1
+    storages = {weight.untyped_storage() for weight in model.parameters()}
+    assert sum(storage.nbytes() for storage in storages) == held  # no copy is kept
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_segments_give_what_the_model_gives(monkeypatch, tmp_path):
     """With our kernels, at every number of rows; a model with other weights finds all packages."""

@@ -27,8 +27,9 @@ import torch
 import transformers
 from torch.utils._pytree import tree_map_only
 
+from specdec.engine.merge import merge_equal
 from specdec.engine.segments import Segment, cut, form
-from specdec.kernels.build import instructions, load_operators, source_digest
+from specdec.kernels.build import instructions, load_operators, shims, source_digest
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
@@ -163,8 +164,7 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
     A plan is about values: the arguments first, then what each call in turn gives. A call takes
     some of them, by number, and weights and constants, by name.
     """
-    with _quiet(), torch.no_grad():
-        program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes, strict=False)
+    program = trace(module, example, dynamic_shapes)
     signature = program.graph_signature
     known: dict[str, int | str] = {
         **signature.inputs_to_parameters,
@@ -193,6 +193,18 @@ def _compile(module, example: tuple, dynamic_shapes: tuple, path: Path) -> None:
     seal(path)
 
 
+def trace(
+    module: torch.nn.Module, example: tuple, dynamic_shapes: tuple
+) -> torch.export.ExportedProgram:
+    """The graph of a module; of products of the same rows and weights one is left."""
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes, strict=False)
+    aten, ours = torch.ops.aten, torch.ops.specdec
+    views, products = (aten.view, aten.reshape), (ours.linear, ours.nf4_rounded_linear)
+    merge_equal(program.graph_module.graph, {target.default for target in (*views, *products)})
+    return program
+
+
 def _compile_segment(segment: Segment, folder: Path) -> Path:
     """Its package, which segments that are alike share, of whatever model; it appears whole."""
     settings = {
@@ -212,6 +224,7 @@ def _compile_segment(segment: Segment, folder: Path) -> Path:
                     dynamic_shapes=segment.dynamic_shapes(),
                     strict=False,
                 )
+                settings["aot_inductor.custom_ops_to_c_shims"] = shims()
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(unfinished), inductor_configs=settings
                 )

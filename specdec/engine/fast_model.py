@@ -144,7 +144,7 @@ class FastModel:
         module = ModelPass(wrapper.model, wrapper.vocab_size)
         layers = partial(gpu_operators, wrapper.model)
         if self._on_cpu:
-            layers = partial(graft, wrapper.model, self.rounds)
+            layers = partial(graft, wrapper.model, self.rounds, to_trace=True)
         label = f"a pass of {wrapper.name}{' in 4 bits' if wrapper.is_4bit else ''}"
         return self._compile(module, arguments, sizes, identity, (1, ROWS), label, layers)
 

@@ -17,10 +17,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-ATTENTION = "specdec_grouped"
-#: Layers of one module that read the same input, as the models of transformers call them.
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+from specdec.engine.merge import merge_equal
+from specdec.kernels.formats import same_input, together
 
+ATTENTION = "specdec_grouped"
 #: Of the compiler: small kernels that wait for nothing of each other are one, and no product is
 #: padded: a pass over a few rows waits for its weights, and to time it padded is time lost.
 INDUCTOR = {"combo_kernels": True, "shape_padding": False}
@@ -54,8 +54,8 @@ def grouped_attention(query, key, value, mask, scale: float) -> torch.Tensor:
     """
     heads, n, size = query.shape
     groups = heads // key.shape[0]
-    together = query.reshape(key.shape[0], groups * n, size)
-    scores = _product_in_float32(together, key.transpose(1, 2)) * scale
+    queries = query.reshape(key.shape[0], groups * n, size)
+    scores = _product_in_float32(queries, key.transpose(1, 2)) * scale
     seen = mask.repeat(groups, 1)  # [groups · n, slots]
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype)
     out = torch.bmm(weights, value)  # [kv_heads, groups · n, d]
@@ -73,26 +73,13 @@ def compile_for_gpu(module: torch.nn.Module) -> Callable:
 
 
 def _lower(traced: torch.fx.GraphModule, inputs: list) -> Callable:
-    merge_products(traced.graph)
+    merge_equal(traced.graph, PRODUCTS)
     traced.recompile()
     return compile_fx(traced, inputs, config_patches=INDUCTOR)
 
 
 def _shapes_alone(guards) -> list[bool]:
     return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for guard in guards]
-
-
-def merge_products(graph: torch.fx.Graph) -> None:
-    """Compute each product of the same input and weights once."""
-    known: dict[tuple, torch.fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in PRODUCTS:
-            continue
-        address = node.args, tuple(node.kwargs.items())
-        first = known.setdefault(address, node)
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
 
 
 def _product_in_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -122,11 +109,9 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
 
 def _groups(model: torch.nn.Module) -> Iterator[list[tuple[torch.nn.Linear, torch.nn.Module, int]]]:
     """Each group of layers that read one input: `(layer, what holds the joined weights, begin)`."""
-    for module in model.modules():
-        for names in JOINED:
-            layers = [getattr(module, name, None) for name in names]
-            if all(type(layer) is torch.nn.Linear for layer in layers) and _alike(layers):
-                yield _join(layers)
+    for layers in same_input(model):
+        if all(type(layer) is torch.nn.Linear for layer in layers) and _alike(layers):
+            yield _join(layers)
 
 
 def _alike(layers: list[torch.nn.Linear]) -> bool:
@@ -140,23 +125,14 @@ def _join(layers: list[torch.nn.Linear]) -> list[tuple[torch.nn.Linear, torch.nn
     """Lay the layers' weights behind each other; they become views, so nothing is held twice."""
     first = layers[0]
     if not hasattr(first, "joined_weight"):
-        weight = _together([layer.weight for layer in layers])
-        bias = None if first.bias is None else _together([layer.bias for layer in layers])
+        weight = together([layer.weight for layer in layers])
+        bias = None if first.bias is None else together([layer.bias for layer in layers])
         first.register_buffer("joined_weight", weight, persistent=False)
         first.register_buffer("joined_bias", bias, persistent=False)
     begins = [0]
     for layer in layers[:-1]:
         begins.append(begins[-1] + layer.out_features)
     return [(layer, first, begin) for layer, begin in zip(layers, begins, strict=True)]
-
-
-def _together(parts: list[torch.nn.Parameter]) -> torch.Tensor:
-    whole = torch.cat([part.data for part in parts])
-    begin = 0
-    for part in parts:
-        part.data = whole[begin : begin + len(part)]
-        begin += len(part)
-    return whole
 
 
 def _part(layer: torch.nn.Linear, whole: torch.nn.Module, begin: int):

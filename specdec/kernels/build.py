@@ -12,6 +12,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterable
+from ctypes import CDLL, RTLD_GLOBAL
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +31,27 @@ SOURCES = [FOLDER / "operators.cpp", FOLDER / "kernels.cpp"]
 LIBRARY = "specdec"  # torch.ops.specdec
 FLAGS = ["-O2", "-std=c++20", "-ffp-contract=off"]  # what is fused is written (lanes.h)
 
+#: How compiled code calls the operators that a layer consists of (operators.cpp): nothing between
+#: it and them.
+SHIMS = {
+    "linear": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*, AtenTensorHandle*",
+    "nf4_rounded_linear": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, "
+    "AtenTensorHandle*, AtenTensorHandle*",
+    "attention": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, double, "
+    "AtenTensorHandle*",
+}
+
 log = get_logger(__name__)
+
+
+def shims() -> dict[torch._ops.OpOverload, list[str]]:
+    """The same as PyTorch's compiler wants it: declarations in C for each operator."""
+    return {
+        getattr(torch.ops.specdec, name).default: [
+            f"AOTITorchError aoti_torch_cpu_{name}({arguments})"
+        ]
+        for name, arguments in SHIMS.items()
+    }
 
 
 @cache
@@ -110,6 +131,7 @@ def _run_all(commands: Iterable[list[str]]) -> None:
 def load_library(path: Path, library: str) -> None:
     """Load what `build` made, and tell torch the shapes of what its operators give."""
     torch.ops.load_library(str(path))
+    CDLL(str(path), mode=RTLD_GLOBAL)  # compiled code finds the shims in it
     shapes = {
         "linear": lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
         "nf4_linear": lambda x, *weights_and_out: x.new_empty(x.shape[0], weights_and_out[6]),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -13,23 +14,39 @@ BLOCK = 64  # numbers that share a scale, in NF4 as in rows of 8 bits
 SCALES = 256  # that share one themselves
 SHORT_WEIGHT = "bfloat16_weight"  # a layer's attributes
 INT8_WEIGHT, INT8_SCALE = "int8_weight", "int8_scale"
+#: Layers of one module that read the same input, as the models of transformers call them.
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 NF4_PARTS = ("packed", "scales", "levels", "scale_levels", "scale_scales", "offset")
 
 
 class Plain:
-    """Weights as numbers, `[out, in]` in a dtype that we compute in."""
+    """Weights as numbers, `[out, in]` in a dtype that we compute in.
 
-    def __init__(self, layer: torch.nn.Module) -> None:
-        self.layer = layer
+    Several layers, which read the same input, are one product: their outputs lie behind each other.
+    """
 
-    def handed_over(self) -> AbstractContextManager:
-        """The layer with plain tensors as weights: it has them."""
-        return nullcontext()
+    def __init__(self, *layers: torch.nn.Module) -> None:
+        self.layers = layers
+
+    @contextmanager
+    def handed_over(self) -> Iterator[None]:
+        """The layers with plain tensors as weights: they have them; several have them joined."""
+        parts = {} if len(self.layers) == 1 else self._joined()
+        with _lent(self.layers[0], parts):
+            yield
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, in]` → `[rows, out]`, bias added, in the dtype of `x`."""
-        layer = self.layer
-        return torch.ops.specdec.linear(x, read_weights(layer), layer.bias)
+        first = self.layers[0]
+        if len(self.layers) == 1:
+            return torch.ops.specdec.linear(x, read_weights(first), first.bias)
+        return torch.ops.specdec.linear(x, first.joined_weight, getattr(first, "joined_bias", None))
+
+    def _joined(self) -> dict[str, torch.Tensor]:
+        parts = {"joined_weight": together([read_weights(layer) for layer in self.layers])}
+        if self.layers[0].bias is not None:
+            parts["joined_bias"] = torch.cat([layer.bias.detach() for layer in self.layers])
+        return parts
 
 
 class Int8:
@@ -39,25 +56,20 @@ class Int8:
     """
 
     def __init__(self, layer: torch.nn.Linear) -> None:
-        self.layer = layer
+        self.layers = (layer,)
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
         """The layer with the copy: whoever traces it keeps that."""
-        weight = self.layer.weight.detach().float()
+        weight = self.layers[0].weight.detach().float()
         scale = weight.abs().amax(1).clamp(min=1e-30) / 127
         eight = (weight / scale[:, None]).round().char()
-        self.layer.register_buffer(INT8_WEIGHT, eight, persistent=False)
-        self.layer.register_buffer(INT8_SCALE, scale, persistent=False)
-        try:
+        with _lent(self.layers[0], {INT8_WEIGHT: eight, INT8_SCALE: scale}):
             yield
-        finally:
-            delattr(self.layer, INT8_WEIGHT)
-            delattr(self.layer, INT8_SCALE)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """As `Plain.product`."""
-        layer = self.layer
+        (layer,) = self.layers
         return torch.ops.specdec.int8_linear(
             x, getattr(layer, INT8_WEIGHT), getattr(layer, INT8_SCALE), layer.bias
         )
@@ -69,55 +81,101 @@ class Nf4:
     Computed exactly, in float32, with the weights that bitsandbytes means.
     """
 
-    def __init__(self, layer: torch.nn.Module) -> None:
-        self.layer = layer
+    def __init__(self, *layers: torch.nn.Module) -> None:
+        self.layers = layers
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
-        """The layer with plain tensors as weights: bitsandbytes' class can't be exported."""
-        weight, parts = self.layer.weight, self._parts()
-        for name, part in parts.items():
-            self.layer.register_buffer(f"nf4_{name}", part.detach(), persistent=False)
-        del self.layer.weight
+        """The layers with plain tensors as weights: bitsandbytes' class can't be exported."""
+        parts = {f"nf4_{name}": part for name, part in self._parts().items()}
+        weights = [layer.weight for layer in self.layers]
+        for layer in self.layers:
+            del layer.weight
         try:
-            yield
+            with _lent(self.layers[0], parts):
+                yield
         finally:
-            for name in parts:
-                delattr(self.layer, f"nf4_{name}")
-            self.layer.weight = weight
+            for layer, weight in zip(self.layers, weights, strict=True):
+                layer.weight = weight
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """As `Plain.product`."""
-        layer = self.layer
+        (layer,) = self.layers
         parts = [getattr(layer, f"nf4_{name}") for name in NF4_PARTS]
         return torch.ops.specdec.nf4_linear(x, *parts, layer.out_features, layer.bias)
 
     def _parts(self) -> dict[str, torch.Tensor]:
-        weight, state = self.layer.weight, self.layer.weight.quant_state
-        second = state.state2
-        parts = (weight.data, state.absmax, state.code, second.code, second.absmax, state.offset)
-        return dict(zip(NF4_PARTS, parts, strict=True))
+        return _nf4_parts(self.layers[0])
 
 
 class RoundedNf4(Nf4):
     """The same with activations and levels in 8 bits, for a draft.
 
     Its scales are a copy in float32, an eighth of the bytes of the numbers, so that no pass takes
-    them apart.
+    them apart. Several layers are one product, as in `Plain`.
     """
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """As `Plain.product`."""
-        layer = self.layer
+        first = self.layers[0]
+        bias = getattr(first, "nf4_bias", None)
         return torch.ops.specdec.nf4_rounded_linear(
-            x, layer.nf4_packed, layer.nf4_scales, layer.nf4_levels, layer.bias
+            x, first.nf4_packed, first.nf4_scales, first.nf4_levels, bias
         )
 
     def _parts(self) -> dict[str, torch.Tensor]:
-        parts = super()._parts()
-        packed, scales, levels, *others = parts.values()
-        scales = nf4_scales(scales, *others).view(self.layer.out_features, -1)
-        return {"packed": packed, "scales": scales, "levels": levels}
+        scales = []
+        for layer in self.layers:
+            _, of_layer, levels, *others = _nf4_parts(layer).values()
+            scales.append(nf4_scales(of_layer, *others).view(layer.out_features, -1))
+        packed = together([layer.weight.data for layer in self.layers])
+        parts = {"packed": packed, "scales": torch.cat(scales), "levels": levels}
+        if self.layers[0].bias is not None:
+            parts["bias"] = torch.cat([layer.bias.detach() for layer in self.layers])
+        return parts
+
+
+@contextmanager
+def _lent(layer: torch.nn.Module, parts: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The layer with these buffers."""
+    for name, part in parts.items():
+        layer.register_buffer(name, part.detach(), persistent=False)
+    try:
+        yield
+    finally:
+        for name in parts:
+            delattr(layer, name)
+
+
+def _nf4_parts(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    state = layer.weight.quant_state
+    second = state.state2
+    parts = (
+        layer.weight.data,
+        state.absmax,
+        state.code,
+        second.code,
+        second.absmax,
+        state.offset,
+    )
+    return dict(zip(NF4_PARTS, parts, strict=True))
+
+
+def together(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor of which the parts are the rows; they become views, so nothing is held twice."""
+    first = parts[0]
+    follow = all(
+        after.data_ptr() == before.data_ptr() + before.nbytes
+        and after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
+        for before, after in pairwise(parts)
+    )
+    if not follow:
+        whole, begin = torch.cat([part.detach() for part in parts]), 0
+        for part in parts:
+            part.data = whole[begin : begin + len(part)]
+            begin += len(part)
+    shape = sum(len(part) for part in parts), *first.shape[1:]
+    return first.detach().as_strided(shape, first.stride(), first.storage_offset())
 
 
 def nf4_scales(
@@ -134,30 +192,58 @@ def nf4_scales(
 Form = Plain | Int8 | Nf4
 
 
-def forms(model: torch.nn.Module, may_round: bool = False) -> list[Form]:
+def forms(model: torch.nn.Module, may_round: bool = False, join: bool = False) -> list[Form]:
     """The linear layers of a model that our kernels can read.
 
     A 4-bit *draft* `may_round` where it pays: q is what its tokens were drawn from, so nothing is
     lost but acceptance. Never a target. Its 4-bit layers then compute with activations in 8 bits,
     and its output head is read in 8 bits.
 
+    With `join`, layers that read the same input are one product.
+
     A layer with a `forward` of its own is in somebody's hands, and classes made from these may
     compute something else.
     """
-    found = []
+    found: list[Form] = []
     head = model.get_output_embeddings() if may_round else None
+    grouped: set[torch.nn.Module] = set()
+    for group in same_input(model) if join else ():
+        of_each = {_form(layer, head, may_round) for layer in group}
+        if of_each in ({Plain}, {RoundedNf4}) and len({_kept(layer) for layer in group}) == 1:
+            found.append(of_each.pop()(*group))
+            grouped.update(group)
     for layer in model.modules():
-        if "forward" in vars(layer):
-            continue
-        if type(layer) in (torch.nn.Linear, Conv1D):
-            if layer is head and type(layer) is torch.nn.Linear and layer.in_features % BLOCK == 0:
-                found.append(Int8(layer))
-            elif layer.weight.dtype in COMPUTED and read_weights(layer).is_contiguous():
-                found.append(Plain(layer))
-        elif _is_nf4(layer):
-            rounds = may_round and layer.in_features % BLOCK == 0
-            found.append(RoundedNf4(layer) if rounds else Nf4(layer))
+        if layer not in grouped and (form := _form(layer, head, may_round)) is not None:
+            found.append(form(layer))
     return found
+
+
+def _form(layer: torch.nn.Module, head: torch.nn.Module | None, may_round: bool) -> type | None:
+    if "forward" in vars(layer):
+        return None
+    if type(layer) in (torch.nn.Linear, Conv1D):
+        if layer is head and type(layer) is torch.nn.Linear and layer.in_features % BLOCK == 0:
+            return Int8
+        plain = layer.weight.dtype in COMPUTED and read_weights(layer).is_contiguous()
+        return Plain if plain else None
+    if _is_nf4(layer):
+        return RoundedNf4 if may_round and layer.in_features % BLOCK == 0 else Nf4
+    return None
+
+
+def _kept(layer: torch.nn.Module) -> tuple:
+    """What layers of one product have in common."""
+    dtype = read_weights(layer).dtype if type(layer) is torch.nn.Linear else None
+    return layer.in_features, layer.bias is None, dtype
+
+
+def same_input(model: torch.nn.Module) -> Iterator[list[torch.nn.Module]]:
+    """Each group of layers of one module that read the same input."""
+    for module in model.modules():
+        for names in SAME_INPUT:
+            layers = [getattr(module, name, None) for name in names]
+            if all(isinstance(layer, torch.nn.Linear) for layer in layers):
+                yield layers
 
 
 def lay_out_weights(model: torch.nn.Module, free_bytes: int) -> None:

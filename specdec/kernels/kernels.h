@@ -66,8 +66,8 @@ struct RoundedRows {
   int64_t in_blocks;
 };
 
-// `in` is a multiple of 64. `for_levels`: to be multiplied with the levels of NF4.
-RoundedRows round_rows(const Rows& a, bool for_levels);
+// `in` is a multiple of 64. `for_levels`: to be multiplied with the levels of NF4. They stay until the thread's next.
+const RoundedRows& round_rows(const Rows& a, bool for_levels);
 
 // Outputs begin .. end of any number of rows with weights in NF4, a scale [out, in / 64] for each block.
 void nf4_rounded_product(const Rows& a, const RoundedRows& x, const uint8_t* packed, const float* scales,

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torch/library.h>
 
 #include "products.h"
@@ -33,7 +34,8 @@ std::vector<float> widened(const std::optional<at::Tensor>& tensor) {
   return wide;
 }
 
-// Rows [rows, in] of any type in float32, arranged for weights of another: as they lie, or a copy.
+// Rows [rows, in] of any type in float32, arranged for weights of another: as they lie, or a copy, which stays until
+// the next one of the same thread.
 struct WideRows {
   explicit WideRows(const at::Tensor& x, at::ScalarType weights = at::kFloat)
       : rows(x.size(0)), in(x.size(1)), step(whole_pairs(in)), given(x.contiguous()) {
@@ -42,6 +44,7 @@ struct WideRows {
       data = given.const_data_ptr<float>();
       return;
     }
+    static thread_local std::vector<float> copy;
     copy.resize(rows * step);
     typed(given, [&](const auto* from) {
       for (int64_t m = 0; m < rows; m++) {
@@ -55,7 +58,6 @@ struct WideRows {
   int64_t rows, in, step;
   at::Tensor given;
   const float* data;
-  std::vector<float> copy;
 };
 
 // A linear layer: `product(rows, begin, end)` gives outputs begin .. end in float32; the bias is added, the sum
@@ -117,7 +119,7 @@ at::Tensor nf4_rounded_linear(const at::Tensor& x, const at::Tensor& packed, con
                   packed.numel() * 2 == scales.numel() * BLOCK,
               "specdec::nf4_rounded_linear: not its shapes");
   const WideRows wide(x);
-  const RoundedRows rounded = round_rows(wide.giving(nullptr, 0), true);
+  const RoundedRows& rounded = round_rows(wide.giving(nullptr, 0), true);
   return layer(x, wide, scales.size(0), bias, [&](const Rows& rows, int64_t begin, int64_t end) {
     nf4_rounded_product(rows, rounded, packed.const_data_ptr<uint8_t>(), scales.const_data_ptr<float>(),
                         levels.const_data_ptr<float>(), begin, end);
@@ -131,7 +133,7 @@ at::Tensor int8_linear(const at::Tensor& x, const at::Tensor& weight, const at::
                   x.size(1) % BLOCK == 0,
               "specdec::int8_linear: not its shapes");
   const WideRows wide(x);
-  const RoundedRows rounded = round_rows(wide.giving(nullptr, 0), false);
+  const RoundedRows& rounded = round_rows(wide.giving(nullptr, 0), false);
   return layer(x, wide, weight.size(0), bias, [&](const Rows& rows, int64_t begin, int64_t end) {
     int8_product(rows, rounded, weight.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), begin, end);
   });
@@ -169,8 +171,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
       for (int64_t turn = begin; turn < end; turn++) {
         const int64_t g = turn / turns, start = turn % turns * QUERIES, count = std::min(QUERIES, queries - start);
         // Queries row by row: those of one row see the same, and all see much the same.
-        std::vector<float> x(count * step), out(count * v_dim);
-        std::vector<const bool*> seen(count);
+        static thread_local std::vector<float> x, out;
+        static thread_local std::vector<const bool*> seen;
+        x.resize(count * step), out.resize(count * v_dim), seen.resize(count);
         for (int64_t i = 0; i < count; i++) {
           const int64_t row = (start + i) / sharing, head = g * sharing + (start + i) % sharing;
           arrange<T>(from + head * q.stride(0) + row * q.stride(1), x.data() + i * step, dim);
@@ -237,4 +240,43 @@ TORCH_LIBRARY_IMPL(LIBRARY, CPU, library) {
   library.impl("int8_linear", int8_linear);
   library.impl("attention", attention);
   library.impl("read", read_all);
+}
+
+// The same as compiled code calls them (build.SHIMS), without torch's dispatcher, which takes as long as a small
+// product. A handle is a pointer to a tensor.
+namespace {
+
+using torch::aot_inductor::new_tensor_handle;
+using Handle = AtenTensorHandle;
+
+const at::Tensor& tensor(Handle handle) { return *torch::aot_inductor::tensor_handle_to_tensor_pointer(handle); }
+
+std::optional<at::Tensor> optional(Handle* handle) {
+  if (handle == nullptr) return std::nullopt;
+  return tensor(*handle);
+}
+
+template <class Operator>
+AOTITorchError give(Handle* y, const Operator& compute) {
+  AOTI_TORCH_CONVERT_EXCEPTION_TO_ERROR_CODE({ *y = new_tensor_handle(compute()); });
+}
+
+}  // namespace
+
+extern "C" {
+
+AOTITorchError aoti_torch_cpu_linear(Handle x, Handle weight, Handle* bias, Handle* y) {
+  return give(y, [&] { return linear(tensor(x), tensor(weight), optional(bias)); });
+}
+
+AOTITorchError aoti_torch_cpu_nf4_rounded_linear(Handle x, Handle packed, Handle scales, Handle levels, Handle* bias,
+                                                 Handle* y) {
+  return give(y, [&] {
+    return nf4_rounded_linear(tensor(x), tensor(packed), tensor(scales), tensor(levels), optional(bias));
+  });
+}
+
+AOTITorchError aoti_torch_cpu_attention(Handle q, Handle k, Handle v, Handle mask, double scale, Handle* y) {
+  return give(y, [&] { return attention(tensor(q), tensor(k), tensor(v), tensor(mask), scale); });
+}
 }

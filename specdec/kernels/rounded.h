@@ -130,8 +130,9 @@ inline void round_block(const float* x, bool for_levels, RoundedBlock& to) {
   std::fill_n(to.start, PARTS, -LEVEL_OFFSET / PARTS * sum);
 }
 
-RoundedRows round_rows(const Rows& a, bool for_levels) {
-  RoundedRows to{{}, a.in / BLOCK};
+const RoundedRows& round_rows(const Rows& a, bool for_levels) {
+  static thread_local RoundedRows to;
+  to.in_blocks = a.in / BLOCK;
   to.blocks.resize(a.rows * to.in_blocks);
   for (int64_t m = 0; m < a.rows; m++) {
     for (int64_t b = 0; b < to.in_blocks; b++) {
