@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specdec.models.cache import GrowingCache
+from specdec.models.products import ProductsInFloat32
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 
 #: The text: so many tokens, of which the cache holds SOME when the others come, and KEPT are left.
@@ -72,7 +73,8 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
 @torch.no_grad()
 def _logits(model: torch.nn.Module, ids: torch.Tensor, cache: GrowingCache) -> torch.Tensor:
     """Logits `[n, V]` in float32 of ids `[1, n]` that follow what the cache holds."""
-    return model(ids, past_key_values=cache, use_cache=True).logits[0].float()
+    with ProductsInFloat32():  # 15 rows, which a processor may compute slowly otherwise
+        return model(ids, past_key_values=cache, use_cache=True).logits[0].float()
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor, model: torch.nn.Module) -> bool:
