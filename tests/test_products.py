@@ -35,10 +35,14 @@ def test_a_product_is_that_of_float32_rounded(dtype, mode):
     with mode(), ProductsInFloat32(), Products() as products:
         found = [x @ weight, torch.bmm(x[None], weight[None])[0]]
         found.append(torch.nn.functional.linear(x, weight.T.contiguous()))
+        of_one_row = x @ weight[:1].expand(40, -1)  # whose numbers lie in memory once
         with_bias = torch.addmm(bias, x, weight)
     assert products.dtypes == {dtype}  # what was asked for
     for product in found:
         torch.testing.assert_close(product, exact.to(dtype))
+    torch.testing.assert_close(
+        of_one_row, (x.to(wide) @ weight[:1].to(wide).expand(40, -1)).to(dtype)
+    )
     torch.testing.assert_close(with_bias, (exact + bias.to(wide)).to(dtype))
 
 

@@ -40,12 +40,13 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
         return
     ids = (7 * torch.arange(TOKENS, device=device)[None] + 3) % config.vocab_size  # [1, TOKENS]
     try:
-        whole = _logits(model, ids, GrowingCache())
-        cache = GrowingCache()
-        parts = [_logits(model, ids[:, :SOME], cache), _logits(model, ids[:, SOME:], cache)]
-        length = cache.length
-        cache.roll_back(KEPT)
-        again = _logits(model, ids[:, KEPT:], cache)
+        with ProductsInFloat32():  # 15 rows, which would take a minute where a dtype is slow
+            whole = _logits(model, ids, GrowingCache())
+            cache = GrowingCache()
+            parts = [_logits(model, ids[:, :SOME], cache), _logits(model, ids[:, SOME:], cache)]
+            length = cache.length
+            cache.roll_back(KEPT)
+            again = _logits(model, ids[:, KEPT:], cache)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -73,8 +74,7 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
 @torch.no_grad()
 def _logits(model: torch.nn.Module, ids: torch.Tensor, cache: GrowingCache) -> torch.Tensor:
     """Logits `[n, V]` in float32 of ids `[1, n]` that follow what the cache holds."""
-    with ProductsInFloat32():  # 15 rows, which a processor may compute slowly otherwise
-        return model(ids, past_key_values=cache, use_cache=True).logits[0].float()
+    return model(ids, past_key_values=cache, use_cache=True).logits[0].float()
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor, model: torch.nn.Module) -> bool:
