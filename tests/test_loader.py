@@ -22,6 +22,7 @@ from specdec.models.loading import hub, loader
 from specdec.models.loading.form import check_form
 from specdec.models.loading.hub import check_available, resolve_model
 from specdec.models.loading.loader import load_model, resolve_device
+from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError, cli
 from specdec.utils.paths import PROJECT_ROOT
 from tests.tiny import make_model, make_tokenizer
@@ -65,6 +66,12 @@ class TestLoad:
         model, _ = load_model(str(saved_model), "float32", device="cpu")
         assert not model.training
         assert not any(weight.requires_grad for weight in model.parameters())
+
+    def test_it_is_called_what_it_was_asked_for_not_where_it_lies(self, saved_model, monkeypatch):
+        monkeypatch.chdir(saved_model.parent)
+        model, tokenizer = load_model(saved_model.name, "float32", device="cpu")
+        assert ModelWrapper(model, tokenizer, "cpu").name == saved_model.name
+        assert tokenizer.name_or_path == saved_model.name
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
     def test_onto_a_gpu_they_go_without_being_whole_on_the_host(
