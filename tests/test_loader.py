@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -80,6 +81,8 @@ class TestLoad:
         asked, gpu = {}, torch.device("cuda:0")
 
         class Model(torch.nn.Module):
+            config = SimpleNamespace()
+
             def to(self, device):
                 pytest.fail("the whole model was moved")
 
