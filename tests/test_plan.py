@@ -227,6 +227,9 @@ class TestCosts:
         assert measured.overhead_of.startswith("the acceptance rule alone (--budget")
         assert measured.c.value > 0 and np.isnan(measured.c.low)
         assert list(measured.v) == list(measured.h) == [1]
+        once = "each pass was timed once, so c and v have no interval"
+        assert once in format_table(make_plan(make_card(request()), measured))
+        assert once not in format_table(make_plan(make_card(request()), known()))
 
     def test_each_quantity_is_told_as_it_comes_with_the_time_that_remains(self, caplog):
         with caplog.at_level("INFO"):
