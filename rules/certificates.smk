@@ -22,9 +22,11 @@ rule certify:
         gpu=1,
     params:
         device=config["device"],
+        threads=config["threads"],
         entry=pair_entry,
         weights=pair_weights,
         code=code_digest("specdec.commands.certify"),
     shell:
         'exec python -m specdec certify --pair {wildcards.pair} --registry "$REGISTRY"'
-        " --prompts {input.prompts:q} --device {params.device} --engine {wildcards.engine} > {log:q} 2>&1"
+        " --prompts {input.prompts:q} --device {params.device} --threads {params.threads}"
+        " --engine {wildcards.engine} > {log:q} 2>&1"

@@ -6,6 +6,8 @@ import functools
 import json
 import re
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -379,6 +381,7 @@ def test_the_command_fails_on_a_defect_and_says_where_to_look(folder, monkeypatc
         (["--prompts", "none.jsonl"], "^--prompts: none.jsonl can't be read .No such file"),
         (["--prompts", "mine.jsonl", "--field", "prompt"], "prompt"),
         (["--pair", "tinny"], "there is no pair 'tinny'"),
+        (["--threads", "0"], "--threads: 0 is below 1"),
     ],
 )
 def test_a_wrong_argument_is_one_line(folder, monkeypatch, arguments, says):
@@ -434,10 +437,41 @@ def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over
         load_prompts(tmp_path / "prompts.json", "text", [Limit("tiny", tiny_tokenizer, 2)])
 
 
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_a_second_core_compiles_what_sampling_needs_while_greedy_output_is_examined(
+    engine, monkeypatch
+):
+    prepared = []
+
+    class Decoder:
+        def __init__(self, k):
+            self.k, self.engine = k, engine
+            self.target = SimpleNamespace(device=torch.device("cpu"))
+
+        def prepare(self, temperature=0.0, top_k=0, top_p=1.0, longest=0):
+            prepared.append((self.k, (temperature, top_k, top_p)))
+
+    @contextmanager
+    def beside(pieces):
+        assert prepared == [(3, (0, 0, 1))]  # what greedy output needs is there
+        for piece in pieces:
+            piece()
+        yield
+
+    monkeypatch.setattr(sampling, "available_cores", lambda: 2)
+    monkeypatch.setattr(sampling, "compiling_beside", beside)
+    with sampling.compiled_beside(Decoder):
+        pass
+    every = [(k, (warp.temperature, warp.top_k, warp.top_p)) for k, warp in sampling.SETTINGS]
+    assert prepared[1:] == (every if engine == "auto" else [])
+
+
 @pytest.mark.slow
 def test_the_workflow_examines_each_pair_where_asked_and_only_then(tmp_path):
     study = make_project(tmp_path / "study")
     assert "certify" not in study.jobs()
-    code, output = study.run("-n", "certificates")
+    study.edit("study.yaml", "pairs:", "threads: 2\npairs:")
+    code, output = study.run("-n", "-p", "certificates")
     assert code == 0, output
+    assert "--threads 2" in output  # as the study decodes
     assert re.search(r"^certify +1$", output, re.MULTILINE) and "decode" not in output

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -22,6 +23,7 @@ from specdec.models.loading import hub, loader
 from specdec.models.loading.form import check_form
 from specdec.models.loading.hub import check_available, resolve_model
 from specdec.models.loading.loader import load_model, resolve_device
+from specdec.models.wrapper import ModelWrapper
 from specdec.utils.errors import SpecdecError, cli
 from specdec.utils.paths import PROJECT_ROOT
 from tests.tiny import make_model, make_tokenizer
@@ -66,6 +68,12 @@ class TestLoad:
         assert not model.training
         assert not any(weight.requires_grad for weight in model.parameters())
 
+    def test_it_is_called_what_it_was_asked_for_not_where_it_lies(self, saved_model, monkeypatch):
+        monkeypatch.chdir(saved_model.parent)
+        model, tokenizer = load_model(saved_model.name, "float32", device="cpu")
+        assert ModelWrapper(model, tokenizer, "cpu").name == saved_model.name
+        assert tokenizer.name_or_path == saved_model.name
+
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
     def test_onto_a_gpu_they_go_without_being_whole_on_the_host(
         self, saved_model, monkeypatch, dtype
@@ -73,6 +81,8 @@ class TestLoad:
         asked, gpu = {}, torch.device("cuda:0")
 
         class Model(torch.nn.Module):
+            config = SimpleNamespace()
+
             def to(self, device):
                 pytest.fail("the whole model was moved")
 

@@ -142,6 +142,24 @@ class TestMeasures:
         samples = interleave(measures, 60, 1, deadline=perf_counter(), essential=2)
         assert list(samples) == ["a", "b"]
 
+    def test_none_begins_that_would_end_past_the_deadline_if_it_took_as_long_as_the_last(
+        self, monkeypatch
+    ):
+        clock = [0.0]
+        monkeypatch.setattr("specdec.planning.measure.perf_counter", lambda: clock[0])
+
+        def taking(seconds):
+            def measure():
+                clock[0] += seconds
+                return seconds
+
+            return measure
+
+        measures = {"a": taking(20), "b": taking(40), "c": taking(60), "d": taking(100)}
+        for deadline, taken in ((99, ["a", "b"]), (100, ["a", "b", "c"]), (180, [*"abcd"])):
+            clock[0] = 0.0
+            assert list(interleave(measures, 60, 1, deadline, essential=1)) == taken
+
     def test_an_interruption_leaves_the_turns_that_are_whole(self):
         calls = iter(range(5))  # a warm-up of each, a turn, and half of one
 
@@ -209,6 +227,9 @@ class TestCosts:
         assert measured.overhead_of.startswith("the acceptance rule alone (--budget")
         assert measured.c.value > 0 and np.isnan(measured.c.low)
         assert list(measured.v) == list(measured.h) == [1]
+        once = "each pass was timed once, so c and v have no interval"
+        assert once in format_table(make_plan(make_card(request()), measured))
+        assert once not in format_table(make_plan(make_card(request()), known()))
 
     def test_each_quantity_is_told_as_it_comes_with_the_time_that_remains(self, caplog):
         with caplog.at_level("INFO"):

@@ -10,7 +10,7 @@ from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
 from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
-from specdec.certification.sampling import check_sampling
+from specdec.certification.sampling import check_sampling, compiled_beside
 from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.utils.logging import get_logger
@@ -39,14 +39,15 @@ def examine(
 
     log.info("the acceptance rule, enumerated …")
     rule = check_rule()
-    log.info("greedy output on %d prompts …", len(prompts))
-    greedy = check_greedy(pair, prompts, engine)
     shortest = sorted(prompts, key=lambda prompt: prompt.token_count)[:CONTEXTS]
     contexts = [pair.encode(prompt.text) for prompt in shortest]
     contexts.append(_one_token(pair, contexts[0]))
-    log.info("the joint distribution of sampled output …")
     decoder_of = cache(partial(pair.decoder, engine=engine))
-    sampling = check_sampling(decoder_of, contexts)
+    with compiled_beside(decoder_of):
+        log.info("greedy output on %d prompts …", len(prompts))
+        greedy = check_greedy(pair, prompts, engine)
+        log.info("the joint distribution of sampled output …")
+        sampling = check_sampling(decoder_of, contexts)
     sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest] + ["one token"]
 
     parts = (greedy, sampling, rule)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -40,8 +41,10 @@ from specdec.decoding.drafters.bridged import IntersectionDraft
 from specdec.decoding.generation import Generation, make_request
 from specdec.decoding.loaded_pair import Encoded
 from specdec.decoding.speculative import SpeculativeDecoder
+from specdec.engine.compiler import compiling_beside
 from specdec.method.sampling import Greedy, Sampling, Warp
 from specdec.utils.logging import get_logger
+from specdec.utils.machine import available_cores
 
 log = get_logger(__name__)
 
@@ -74,6 +77,21 @@ AT_THE_EDGE = 1e-3  # share of tokens that rounding may put on the other side of
 SCORED_AT_ONCE = 8
 
 
+@contextmanager
+def compiled_beside(decoder_of: Callable[[int], SpeculativeDecoder]) -> Iterator[None]:
+    """During this block a second core compiles what the settings need, where all can't at once.
+
+    The passes and what greedy output needs are compiled before it.
+    """
+    decoder = decoder_of(DRAFT_TOKENS)
+    if decoder.engine == "eager" or decoder.target.device.type != "cpu" or available_cores() < 2:
+        yield
+        return
+    decoder.prepare()
+    with compiling_beside([lambda s=s: _prepare(decoder_of, s, 0) for s in SETTINGS]):
+        yield
+
+
 def check_sampling(
     decoder_of: Callable[[int], SpeculativeDecoder],
     contexts: list[Encoded],
@@ -90,8 +108,7 @@ def check_sampling(
     tests, caught, distances = [], [], []
     for number, setting in enumerate(SETTINGS, 1):
         log.info("setting %d of %d: K = %d, %s", number, len(SETTINGS), *setting)
-        decoder = decoder_of(setting.draft_tokens)
-        decoder.prepare(**asdict(setting.warp), longest=longest)
+        decoder = _prepare(decoder_of, setting, longest)
         sample = Sample()
         for number, context in enumerate(contexts):
             seeds = range(number, generations, len(contexts))
@@ -128,6 +145,14 @@ def check_sampling(
         "contexts": len(contexts),
         "tests": tests,
     }
+
+
+def _prepare(
+    decoder_of: Callable[[int], SpeculativeDecoder], setting: Setting, longest: int
+) -> SpeculativeDecoder:
+    decoder = decoder_of(setting.draft_tokens)
+    decoder.prepare(**asdict(setting.warp), longest=longest)
+    return decoder
 
 
 def _settings(setting: Setting) -> dict:

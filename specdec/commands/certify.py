@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from specdec.commands.arguments import check_numbers
+
 FOLDER = Path("results/certificates")
 
 
@@ -18,10 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--field", default="text", help="the text in a record of --prompts; default: text"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of the processor: as many as decode later; a study and bench take 1 unless told",
+    )
     parser.add_argument("--engine", default="auto", choices=["eager", "compiled", "auto"])
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_numbers(arguments, least_k=1)
+
     # Late, so that `--help` and a wrong argument answer at once.
     import json
 
@@ -40,7 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from specdec.certification.certificate import examine
     from specdec.certification.page import format_page
+    from specdec.utils.reproducibility import set_threads
 
+    set_threads(arguments.threads)
     certificate = examine(
         arguments.pair,
         arguments.registry,

@@ -33,11 +33,16 @@ _one_at_a_time = RLock()  # compiling lends a model other layers for a while
 def fast_model(wrapper: ModelWrapper, as_draft: bool = False) -> FastModel:
     """The fast form of this model: there is one, or, of a 4-bit model on a CPU, one that rounds
     where it is a draft and one that doesn't where it is a target."""
-    rounds = as_draft and wrapper.is_4bit and wrapper.device.type == "cpu"
+    rounds = as_draft and draft_rounds(wrapper.is_4bit, wrapper.device)
     with _one_at_a_time:
         if rounds not in wrapper.fast:
             wrapper.fast[rounds] = FastModel(wrapper, rounds)
         return wrapper.fast[rounds]
+
+
+def draft_rounds(is_4bit: bool, device: torch.device) -> bool:
+    """Whether such a draft, compiled, rounds its activations (`specdec.kernels.formats.forms`)."""
+    return is_4bit and device.type == "cpu"
 
 
 class FastModel:

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specdec.models.cache import GrowingCache
+from specdec.models.products import ProductsInFloat32
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 
 #: The text: so many tokens, of which the cache holds SOME when the others come, and KEPT are left.
@@ -39,12 +40,13 @@ def check_architecture(model: torch.nn.Module, name: str, device: torch.device) 
         return
     ids = (7 * torch.arange(TOKENS, device=device)[None] + 3) % config.vocab_size  # [1, TOKENS]
     try:
-        whole = _logits(model, ids, GrowingCache())
-        cache = GrowingCache()
-        parts = [_logits(model, ids[:, :SOME], cache), _logits(model, ids[:, SOME:], cache)]
-        length = cache.length
-        cache.roll_back(KEPT)
-        again = _logits(model, ids[:, KEPT:], cache)
+        with ProductsInFloat32():  # 15 rows, which would take a minute where a dtype is slow
+            whole = _logits(model, ids, GrowingCache())
+            cache = GrowingCache()
+            parts = [_logits(model, ids[:, :SOME], cache), _logits(model, ids[:, SOME:], cache)]
+            length = cache.length
+            cache.roll_back(KEPT)
+            again = _logits(model, ids[:, KEPT:], cache)
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -15,6 +15,7 @@ from specdec.engine.capture import CapturedPass, on_device
 from specdec.engine.fast_model import fast_model
 from specdec.engine.session import FastSession
 from specdec.method.rule import match
+from specdec.models.products import ProductsInFloat32
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.profiling.timer import cuda_sync_time
 
@@ -40,7 +41,8 @@ def reader(
     stands there, and to read a context takes minutes where a dtype is slow.
     """
     session = Session(wrapper)
-    session.read(random_tokens(wrapper, 1), keep=1)
+    with ProductsInFloat32():
+        session.read(random_tokens(wrapper, 1), keep=1)
     for layer, parts in enumerate(session.cache):
         keys, values = (part.expand(-1, -1, context - 1, -1) for part in parts)
         session.cache.update(keys, values, layer)
@@ -131,14 +133,18 @@ def interleave(
         deadline: of `perf_counter`: no turn begins that would end after it, `at_least` or not.
         times: where the samples are put, also when the measuring is interrupted.
         essential: how many of the measures, the first, are taken once whatever the deadline; of
-            the others none begins after it. None: all of them.
+            the others none begins that would end after it if it took as long as the one before
+            it. None: all of them.
     """
     times = {} if times is None else times
     first, samples = {}, {name: [] for name in measures}
+    before = perf_counter()
     try:
         for place, (name, measure) in enumerate(measures.items()):
-            if perf_counter() > deadline and essential is not None and place >= essential:
+            now = perf_counter()
+            if essential is not None and place >= essential and 2 * now - before > deadline:
                 break
+            before = now
             first[name] = measure()
             show(name, first[name])
         order, begin = list(measures), perf_counter()

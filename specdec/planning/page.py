@@ -45,10 +45,12 @@ def format_table(plan: dict[str, Any]) -> str:
     head = ["K", "c", "v(K)", "h", "break-even α", *(f"S at α={alpha}" for alpha in alphas)]
     rows = [head, *(_cells(row) for row in plan["rows"])]
     best = [f"{alpha}: {k or 'target alone'}" for alpha, k in plan["best_K"].items()]
+    once = plan["rows"][0]["c"]["low"] is None
     return "\n".join(
         [
             f"one step: draft {plan['draft_step_ms']:.2f} ms, target {plan['target_step_ms']:.2f} "
             f"ms; h₀ {_number(plan['h0'])}; h and h₀ of {plan['overhead_of']}",
+            *(["each pass was timed once, so c and v have no interval"] if once else []),
             "",
             aligned(rows, words=0),
             "",

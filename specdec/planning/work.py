@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from specdec.benchmark.card import cache_bytes_per_token
+from specdec.engine.fast_model import draft_rounds
 from specdec.models.loading.loader import compute_dtype
 from specdec.models.loading.memory_check import INT4_BYTES
 from specdec.models.loading.random_weights import known_configuration, model_without_weights
@@ -37,9 +38,8 @@ class Work:
 
 
 def rounds(side: ModelSide, request: Request) -> bool:
-    """Whether a draft reads its head in 8 bits (`specdec.kernels.formats.forms`)."""
-    compiled_on_cpu = request.engine == "compiled" and request.device.type == "cpu"
-    return compiled_on_cpu and side.dtype == "int4"
+    """Whether a draft reads its head in 8 bits, as one that rounds does."""
+    return request.engine == "compiled" and draft_rounds(side.dtype == "int4", request.device)
 
 
 def count_work(side: ModelSide, device: torch.device, rounds: bool = False) -> Work:

@@ -88,8 +88,8 @@ def load_trained(
             source = weights_folder(file, compute_dtype(side.dtype, place))
         model, report = AutoModelForCausalLM.from_pretrained(source, **hub, **options, **reported)
     check_complete(side.label, report)
-    if file:
-        model.config.name_or_path = side.label  # not the folder that it was converted to
+    # As it was asked for: not where it lies on this machine, or what it was converted to.
+    model.config.name_or_path = tokenizer.name_or_path = side.label
     if side.dtype == "int4":
         keep_quantisation(model)
         log.info(describe_int4(model))
