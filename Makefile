@@ -26,7 +26,7 @@ study: env
 
 # A file's tests stay in one process, for they share models and studies.
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: env
 	$(BIN)/ruff format --check .

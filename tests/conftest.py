@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+from collections import Counter
 from contextlib import nullcontext
 
 # Before torch and transformers are imported: no network, and no more threads than asked for.
@@ -17,6 +19,19 @@ from specdec.engine import fast_model
 from tests.tiny import make_model, make_tokenizer, perturbed, wrap
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first: one that is begun last would be waited for alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])  # a file's own order stays
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: a job collects garbage before each generation, and would look
+    through all of torch and transformers each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""The exact joint distribution of what a table model emits, and a decoder's fit to it."""
+"""The exact joint distribution of what a table model emits, and a decoder's fit to it.
+
+Stated power: of each distribution so many continuations are drawn that any output at a total
+variation of `DETECTABLE` or more from the target's is rejected with 99 % probability.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from specdec.analysis.goodness_of_fit import GoodnessOfFit, goodness_of_fit
+from specdec.analysis.goodness_of_fit import MIN_EXPECTED, GoodnessOfFit, goodness_of_fit
 
 SIGNIFICANCE = 1e-4  # the draws are seeded, so a test that passes always passes
+DETECTABLE = 0.12
+MOST_DRAWS = 2000
 
 
 def warped(logits, temperature, top_k, top_p):
@@ -42,13 +48,29 @@ def exact_joint(wrapper, prompt, length, temperature=1.0, top_k=0, top_p=1.0) ->
     return np.array(joint)
 
 
-def joint_fit(decoder, prompt, length, draws, **warp) -> GoodnessOfFit:
-    """Chi-square of the joint distribution of the first `length` tokens of `draws` generations."""
+def enough_draws(expected: np.ndarray) -> int:
+    """How many draws the stated power takes: the more, the more continuations are likely."""
+    for draws in range(500, MOST_DRAWS + 1, 100):
+        apart = draws * expected >= MIN_EXPECTED
+        degrees = int(apart.sum()) - 1 + bool(expected[~apart].sum())
+        fit = GoodnessOfFit(draws, statistic=0.0, degrees=degrees, p_value=1.0)
+        if fit.detectable_total_variation(SIGNIFICANCE) <= DETECTABLE:
+            return draws
+    raise AssertionError(f"{MOST_DRAWS} draws don't detect a total variation of {DETECTABLE}")
+
+
+def joint_fit(decoder, prompt, length, **warp) -> GoodnessOfFit:
+    """Chi-square of the joint distribution of the first `length` tokens of enough generations."""
     vocab_size = decoder.target.vocab_size
     expected = exact_joint(decoder.target, prompt, length, **warp)
     place = vocab_size ** np.arange(length - 1, -1, -1)
     observed = np.zeros(vocab_size**length)
-    for seed in range(draws):
+    for seed in range(enough_draws(expected)):
         result = decoder.generate(prompt, length, seed=seed, eos_token_id=None, **warp)
         observed[place @ result.generated_ids] += 1
     return goodness_of_fit(observed, expected)
+
+
+def assert_lossless(fit: GoodnessOfFit) -> None:
+    assert fit.detectable_total_variation(SIGNIFICANCE) <= DETECTABLE
+    assert fit.p_value > SIGNIFICANCE, fit

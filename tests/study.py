@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
+import pytest
+
+from specdec.utils.files import exclusive_lock
 from specdec.utils.paths import PROJECT_ROOT
 from tests.tiny import make_model, make_tokenizer, perturbed
 
@@ -111,13 +113,19 @@ def make_project(folder: Path) -> Study:
     return Study(folder)
 
 
-@cache
-def finished_study(session_folder: Path) -> Study:
-    """A study that ran to its end: once in a session, so whoever changes it puts it back."""
-    study = make_project(session_folder / "finished_study")
-    code, output = study.run("all", "--cores", "2")
-    assert code == 0, output
-    return study
+def finished_study(folders: pytest.TempPathFactory) -> Study:
+    """A study that ran to its end: once for all processes of a session, so whoever changes it puts
+    it back, and leaves its tables alone."""
+    session = folders.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder, done = session / "finished_study", session / "finished_study.done"
+    with exclusive_lock(session / "finished_study.lock", lambda: None):
+        if not done.exists():
+            code, output = make_project(folder).run("all", "--cores", "2")
+            assert code == 0, output
+            done.touch()
+    return Study(folder)
 
 
 def write_study(folder: Path) -> None:

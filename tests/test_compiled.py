@@ -208,7 +208,7 @@ def test_a_draft_of_another_vocabulary_has_the_targets_pass_compiled(
 @pytest.mark.parametrize("warp", [dict(temperature=1.0), dict(temperature=0.8, top_k=2)], ids=str)
 def test_what_the_fast_engine_emits_follows_the_targets_distribution(uncompiled, warp):
     decoder = SpeculativeDecoder(*table_pair(), 2, engine="compiled")
-    fit = joint_fit(decoder, [0, 1, 2], 4, 2000, **warp)
+    fit = joint_fit(decoder, [0, 1, 2], 4, **warp)
     assert fit.p_value > SIGNIFICANCE, fit
 
 
@@ -254,7 +254,7 @@ MUTANTS = [
 def test_the_joint_distribution_rejects_a_broken_round(uncompiled, monkeypatch, break_engine):
     break_engine(monkeypatch)
     decoder = SpeculativeDecoder(*table_pair(), 2, engine="compiled")
-    assert joint_fit(decoder, [0, 1, 2], 4, 2000, temperature=0.6).p_value < SIGNIFICANCE
+    assert joint_fit(decoder, [0, 1, 2], 4, temperature=0.6).p_value < SIGNIFICANCE
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 1.0])
@@ -477,10 +477,9 @@ def test_a_vocabulary_of_few_tokens_is_compiled_right(tmp_path, monkeypatch):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SAMPLING[:2], ids=str)
-def test_compiled_rounds_give_the_references_tokens(tmp_path, monkeypatch, settings):
+def test_compiled_rounds_give_the_references_tokens(monkeypatch, tiny_tokenizer, settings):
     """With the real compiler; a second decoder finds its work on disk."""
-    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
-    target = make_model("llama")
+    target = make_model("llama", len(tiny_tokenizer))  # as other tests have it compiled
     wrappers = wrap(perturbed(target)), wrap(target)
     results = both_engines(
         lambda engine: SpeculativeDecoder(*wrappers, 2, engine=engine), PROMPTS[0], **settings

@@ -86,5 +86,5 @@ def test_the_output_follows_the_targets_distribution_across_the_drafts_end(uncom
     draft, target = table_pair()
     draft.model.config.max_position_embeddings = 5
     decoder = SpeculativeDecoder(draft, target, 2, engine=engine)
-    fit = joint_fit(decoder, [0, 1, 2], 4, 2000, temperature=0.8)
+    fit = joint_fit(decoder, [0, 1, 2], 4, temperature=0.8)
     assert fit.p_value > SIGNIFICANCE, fit

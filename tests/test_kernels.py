@@ -12,14 +12,15 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.pytorch_utils import Conv1D
 
-from specdec.engine.compiler import cache_folder, compile_ahead
+from specdec.engine.fast_model import fast_model
 from specdec.kernels import build, formats
 from specdec.kernels.graft import graft
-from specdec.models.cache import FixedCache, GrowingCache, fixed_view
+from specdec.models.cache import FixedCache, GrowingCache
 from specdec.models.loading.loader import load_model
+from specdec.utils.cache import cache_folder
 from specdec.utils.errors import SpecdecError
 from tests.checks import needs_compiler
-from tests.tiny import make_model
+from tests.tiny import make_model, wrap
 
 pytestmark = needs_compiler
 
@@ -247,18 +248,6 @@ def test_a_model_with_our_kernels_computes_the_same(operators, kind, dtype):
     assert torch.equal(model(tokens).logits, theirs)
 
 
-class Pass(torch.nn.Module):
-    """A pass over a cache of which all sizes are dynamic."""
-
-    def __init__(self, model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens, length, buffers) -> torch.Tensor:
-        cache = fixed_view(buffers, length)
-        return self.model(tokens[None], past_key_values=cache, use_cache=True).logits[0]
-
-
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
@@ -269,12 +258,13 @@ class Pass(torch.nn.Module):
     ],
     ids=str,
 )
-def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(operators, kind, dtype):
+def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(tiny_tokenizer, kind, dtype):
     """Products, head, norms and attention, at every place in a block, for any slots reserved."""
-    model = make_model(kind, dtype=dtype).eval().requires_grad_(False)
-    formats.lay_out_weights(model, PLENTY)
+    model = make_model(kind, len(tiny_tokenizer), dtype=dtype)
+    fast = fast_model(wrap(model))  # of the sizes that other tests have compiled
     held, most = 30, max(ROWS)
-    tokens = torch.randint(384, (held + most,), generator=torch.Generator().manual_seed(0))
+    of = torch.Generator().manual_seed(0)
+    tokens = torch.randint(len(tiny_tokenizer), (held + most,), generator=of)
     with torch.no_grad():
         cache = GrowingCache()
         model(tokens[None, :held], past_key_values=cache, use_cache=True)
@@ -284,11 +274,9 @@ def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(operators, 
         fixed.fill(cache)
         return fixed.first(slots)
 
-    rows, slots = (torch.export.Dim(name, min=0, max=2**20) for name in ("rows", "slots"))
-    example = tokens[:3], torch.tensor(1), buffers(256)
-    sizes = {0: rows}, None, [{0: slots}] * len(example[2])
-    with graft(model, to_trace=True):
-        run = compile_ahead(Pass(model), example, sizes, {"kind": kind, "dtype": str(dtype)})
+    def run(*given) -> torch.Tensor:
+        return fast.run(*given)[0]
+
     seen = buffers(128)
     alone = []
     for i in range(held, held + most):

@@ -21,7 +21,6 @@ from tests.checks import assert_accepts_everything, assert_identities
 from tests.distribution import SIGNIFICANCE, joint_fit
 from tests.tiny import table_pair
 
-DRAWS = 2000
 PROMPT = [0, 1, 2]
 
 
@@ -101,7 +100,7 @@ LOSSY = [
 def test_the_distribution_test_rejects_a_lossy_engine(seed, mutant, monkeypatch):
     mutant(monkeypatch)
     decoder = SpeculativeDecoder(*table_pair(seed=seed), 2)
-    fit = joint_fit(decoder, PROMPT, 4, DRAWS, temperature=0.7)
+    fit = joint_fit(decoder, PROMPT, 4, temperature=0.7)
     assert fit.p_value < SIGNIFICANCE
 
 
@@ -111,7 +110,7 @@ def test_a_drafter_without_q_is_verified_by_matching(monkeypatch):
     decoder = SpeculativeDecoder(*table_pair(), 2)
     result = decoder.generate(PROMPT, 4, temperature=0.7, seed=0, eos_token_id=None)
     assert result.verified_by == "matching"
-    fit = joint_fit(decoder, PROMPT, 4, DRAWS, temperature=0.7)
+    fit = joint_fit(decoder, PROMPT, 4, temperature=0.7)
     assert fit.p_value > SIGNIFICANCE, fit
 
 

@@ -20,8 +20,7 @@ from specdec.method.sampling import Rejection, Sampling
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.utils.errors import SpecdecError
 from specdec.vocabulary.token_bytes import ByteTokenizer
-from tests.distribution import SIGNIFICANCE, joint_fit
-from tests.test_losslessness import DRAWS, assert_lossless
+from tests.distribution import SIGNIFICANCE, assert_lossless, joint_fit
 from tests.tiny import TableModel, make_model, make_table
 from tests.toy_tokenizers import byte_level, sentencepiece
 
@@ -57,7 +56,7 @@ def toy_pair():
 @pytest.mark.parametrize("warp", [dict(temperature=1.0), dict(temperature=0.7, top_k=3)], ids=str)
 def test_the_joint_distribution_over_two_rounds_is_the_targets(toy_pair, method, warp):
     decoder = SpeculativeDecoder(*toy_pair, 2, vocabulary=method)
-    assert_lossless(joint_fit(decoder, [0, 1, 3], 4, DRAWS, **warp))
+    assert_lossless(joint_fit(decoder, [0, 1, 3], 4, **warp))
 
 
 def test_the_distribution_test_rejects_scores_permuted_against_their_tokens(toy_pair, monkeypatch):
@@ -71,7 +70,7 @@ def test_the_distribution_test_rejects_scores_permuted_against_their_tokens(toy_
 
     monkeypatch.setattr(IntersectionDrafting, "propose", propose)
     decoder = SpeculativeDecoder(*toy_pair, 2, vocabulary="intersection")
-    fit = joint_fit(decoder, [0, 1, 3], 4, DRAWS, temperature=1.0)
+    fit = joint_fit(decoder, [0, 1, 3], 4, temperature=1.0)
     assert fit.p_value < SIGNIFICANCE
 
 

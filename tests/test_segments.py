@@ -132,8 +132,8 @@ def test_layers_that_read_the_same_input_are_one_product():
 @pytest.mark.slow
 def test_compiled_segments_give_what_the_model_gives(monkeypatch, tmp_path):
     """With our kernels, at every number of rows; a model with other weights finds all packages."""
+    load_operators(cache_folder())  # built once, not in this folder again
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
-    load_operators(cache_folder())
     for seed in (0, 1):
         model = make_model("llama", VOCABULARY, layers=LAYERS, seed=seed)
         model.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ EVERYTHING = {"build_prompts": 1} | ALL_CELLS
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Study:
-    return finished_study(tmp_path_factory.getbasetemp())
+    return finished_study(tmp_path_factory)
 
 
 @pytest.fixture

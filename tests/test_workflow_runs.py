@@ -66,7 +66,7 @@ def timeless_tables(study: Study) -> list[str]:
 
 def test_a_killed_study_goes_on_where_it_stopped(project, tmp_path, tmp_path_factory):
     """Killed in the middle of a job, with the timed process left behind; and a torn last line."""
-    undisturbed = finished_study(tmp_path_factory.getbasetemp())
+    undisturbed = finished_study(tmp_path_factory)
     killed = new_study(project, tmp_path / "study")
     tables = "results/tables/generations.csv"
     run = killed.start(tables)

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch.nn.functional import pad
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -115,11 +116,9 @@ class TableModel(torch.nn.Module):
         if past_key_values is not None:
             first = past_key_values.get_seq_length()
             ids, _ = past_key_values.update(ids, ids, 0)
-        ids = ids.view(-1).long()
         places = first + torch.arange(n)
-        # Before the first token stands token 0.
-        before = ids[(places - 1).clamp(min=0)] * (places > 0)
-        logits = self.table[before, ids[places]].unsqueeze(0)  # [1, n, V]
+        after_0 = pad(ids.view(-1), (1, 0)).long()  # before the first token stands token 0
+        logits = self.table[after_0[places], after_0[places + 1]].unsqueeze(0)  # [1, n, V]
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
 
