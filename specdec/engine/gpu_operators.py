@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from specdec.engine.merge import merge_equal
-from specdec.kernels.formats import same_input, together
+from specdec.kernels.formats import in_common, same_input, together
 
 ATTENTION = "specdec_grouped"
 #: Of the compiler: small kernels that wait for nothing of each other are one, and no product is
@@ -110,15 +110,9 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
 def _groups(model: torch.nn.Module) -> Iterator[list[tuple[torch.nn.Linear, torch.nn.Module, int]]]:
     """Each group of layers that read one input: `(layer, what holds the joined weights, begin)`."""
     for layers in same_input(model):
-        if all(type(layer) is torch.nn.Linear for layer in layers) and _alike(layers):
+        plain = all(type(layer) is torch.nn.Linear for layer in layers)
+        if plain and len({in_common(layer) for layer in layers}) == 1:
             yield _join(layers)
-
-
-def _alike(layers: list[torch.nn.Linear]) -> bool:
-    return (
-        len({(layer.in_features, layer.weight.dtype) for layer in layers}) == 1
-        and len({layer.bias is None for layer in layers}) == 1
-    )
 
 
 def _join(layers: list[torch.nn.Linear]) -> list[tuple[torch.nn.Linear, torch.nn.Module, int]]:

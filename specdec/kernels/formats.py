@@ -209,7 +209,7 @@ def forms(model: torch.nn.Module, may_round: bool = False, join: bool = False) -
     grouped: set[torch.nn.Module] = set()
     for group in same_input(model) if join else ():
         of_each = {_form(layer, head, may_round) for layer in group}
-        if of_each in ({Plain}, {RoundedNf4}) and len({_kept(layer) for layer in group}) == 1:
+        if of_each in ({Plain}, {RoundedNf4}) and len({in_common(layer) for layer in group}) == 1:
             found.append(of_each.pop()(*group))
             grouped.update(group)
     for layer in model.modules():
@@ -231,7 +231,7 @@ def _form(layer: torch.nn.Module, head: torch.nn.Module | None, may_round: bool)
     return None
 
 
-def _kept(layer: torch.nn.Module) -> tuple:
+def in_common(layer: torch.nn.Module) -> tuple:
     """What layers of one product have in common."""
     dtype = read_weights(layer).dtype if type(layer) is torch.nn.Linear else None
     return layer.in_features, layer.bias is None, dtype
