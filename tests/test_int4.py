@@ -250,3 +250,18 @@ def test_a_4_bit_draft_of_other_weights_keeps_its_own():
     before = {name: weight.data_ptr() for name, weight in draft.named_parameters()}
     assert not share_weights(draft, target)
     assert {name: weight.data_ptr() for name, weight in draft.named_parameters()} == before
+
+
+def test_layers_that_are_one_product_are_held_once(tmp_path):
+    model = in_4_bits(tmp_path).model
+    before = {name: layer.weight.data.clone() for name, layer in layers_in_4bit(model).items()}
+    attention = model.model.layers[0].self_attn
+    with graft(model, may_round=True, to_trace=True):
+        joined = attention.q_proj.nf4_packed
+    q, k, v = (getattr(attention, f"{name}_proj").weight for name in "qkv")
+    assert [part.data_ptr() for part in (q, k, v)] == [
+        joined.data_ptr() + begin for begin in (0, q.nbytes, q.nbytes + k.nbytes)
+    ]
+    assert joined.nbytes == q.nbytes + k.nbytes + v.nbytes
+    for name, layer in layers_in_4bit(model).items():
+        assert torch.equal(layer.weight, before[name]) and layer.weight.quant_state is not None

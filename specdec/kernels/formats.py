@@ -128,7 +128,7 @@ class RoundedNf4(Nf4):
         for layer in self.layers:
             _, of_layer, levels, *others = _nf4_parts(layer).values()
             scales.append(nf4_scales(of_layer, *others).view(layer.out_features, -1))
-        packed = together([layer.weight.data for layer in self.layers])
+        packed = together([layer.weight for layer in self.layers])
         parts = {"packed": packed, "scales": torch.cat(scales), "levels": levels}
         if self.layers[0].bias is not None:
             parts["bias"] = torch.cat([layer.bias.detach() for layer in self.layers])
@@ -163,19 +163,19 @@ def _nf4_parts(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def together(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """One tensor of which the parts are the rows; they become views, so nothing is held twice."""
-    first = parts[0]
     follow = all(
         after.data_ptr() == before.data_ptr() + before.nbytes
         and after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
         for before, after in pairwise(parts)
     )
     if not follow:
-        whole, begin = torch.cat([part.detach() for part in parts]), 0
+        whole, begin = torch.cat([part.data for part in parts]), 0
         for part in parts:
             part.data = whole[begin : begin + len(part)]
             begin += len(part)
+    first = parts[0].data  # of bitsandbytes' classes too the plain tensor
     shape = sum(len(part) for part in parts), *first.shape[1:]
-    return first.detach().as_strided(shape, first.stride(), first.storage_offset())
+    return first.as_strided(shape, first.stride(), first.storage_offset())
 
 
 def nf4_scales(
