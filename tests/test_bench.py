@@ -280,6 +280,11 @@ def test_a_faster_arm_of_ours_raises_S_and_the_ratio_to_theirs():
     assert rows["transformers"]["ours_to_theirs"]["value"] == 1.0
 
 
+def test_the_first_token_comes_after_what_is_no_decoding():
+    row = rows_of(ours={"total_s": 3.25}, theirs={})["K = 2"]
+    assert row["first_token_ms"]["value"] == pytest.approx(1250)
+
+
 def test_a_slow_arm_of_ours_lowers_the_numbers():
     rows = rows_of(ours={"decode_s": 8.0, "full_rounds_s": 8.0}, theirs={})
     assert rows["K = 2"]["S"]["value"] == 0.25

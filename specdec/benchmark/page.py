@@ -16,6 +16,7 @@ TOLERANCE = 0.02  # how much timing the phases may change S
 #: Heading, key of the row, factor, decimals.
 COLUMNS = [
     ("tokens/s", "tokens_per_s", 1, 1),
+    ("first ms", "first_token_ms", 1, 0),
     ("ms/round", "ms_per_round", 1, 2),
     ("% of copy", "share_of_bandwidth", 100, 1),
     ("% of read", "share_of_read", 100, 1),
@@ -56,7 +57,8 @@ def format_table(document: dict[str, Any]) -> str:
             lines.append([row["arm"], *(_value(*estimate) for estimate in estimates), memory])
             lines.append(["", *(_interval(*estimate) for estimate in estimates), ""])
     title = (
-        "95 % intervals over prompts in brackets; S against the baseline; phases without prefill"
+        "95 % intervals over prompts in brackets; S against the baseline; phases without prefill; "
+        "first ms: until the first token"
     )
     if forced:
         title = f"SYNTHETIC ACCEPTANCE {acceptance.split()[1]}: S, τ and α are forced, not measured"

@@ -18,7 +18,7 @@ from specdec.analysis.theory import speedup as speedup_of_parts
 from specdec.benchmark.arms import AMOUNTS, Run
 from specdec.profiling.metrics import first_difference
 
-Totals = dict[str, np.ndarray]  # of each of AMOUNTS
+Totals = dict[str, np.ndarray]  # of each of AMOUNTS, and "prompts"
 Estimate = dict[str, float]  # value, low, high
 COSTS = ["c", "v", "h", "h0"]
 #: The figures of a row that depend on how often the draft is right.
@@ -26,8 +26,9 @@ BY_ACCEPTANCE = ["tokens_per_s", "tokens_per_s_with_prefill", "S", "S_with_prefi
 
 
 def amounts(runs: list[Run]) -> Totals:
-    """AMOUNTS of an arm, `[prompts]` each."""
-    return {name: np.array([run.amounts[name] for run in runs], float) for name in AMOUNTS}
+    """AMOUNTS of an arm, and of how many prompts, `[prompts]` each."""
+    found = {name: np.array([run.amounts[name] for run in runs], float) for name in AMOUNTS}
+    return found | {"prompts": np.ones(len(runs))}
 
 
 def estimate(
@@ -44,6 +45,11 @@ def tokens_per_s(arm: Totals) -> np.ndarray | float:
 
 def tokens_per_s_with_prefill(arm: Totals) -> np.ndarray | float:
     return ratio(arm["tokens"], arm["total_s"])
+
+
+def first_token_ms(arm: Totals) -> np.ndarray | float:
+    """From the request to the first hand-over: the prompt is read, on both sides of a pair."""
+    return 1e3 * ratio(arm["total_s"] - arm["decode_s"], arm["prompts"])
 
 
 def ms_per_round(arm: Totals) -> np.ndarray | float:
@@ -85,6 +91,7 @@ def speeds(
     return {
         "tokens_per_s": estimate(tokens_per_s, own),
         "tokens_per_s_with_prefill": estimate(tokens_per_s_with_prefill, own),
+        "first_token_ms": estimate(first_token_ms, own),
         "ms_per_round": estimate(ms_per_round, own),
         "share_of_bandwidth": estimate(lambda arm: ratio(allowed_ms, ms_per_round(arm)), own),
         "share_of_read": estimate(
