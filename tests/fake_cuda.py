@@ -118,7 +118,7 @@ class _Watch(TorchFunctionMode):
         first = args[0] if args else None
         if function in READS and isinstance(first, torch.Tensor):
             if _on_cuda(first):
-                self.machine.reads[f"{function.__name__} {_place()}"] += 1
+                self.machine.reads[f"{function.__name__} {place()}"] += 1
             return READ_AS.get(function.__name__, 1)
         if function is torch.tensor and "cuda" in str(kwargs.get("device")):
             device = kwargs.pop("device")
@@ -139,13 +139,13 @@ class _Watch(TorchFunctionMode):
 
     def _crosses(self, begin, end) -> None:
         if torch.device(begin).type != torch.device(end).type:
-            self.machine.copies[f"{begin} to {end} {_place()}"] += 1
+            self.machine.copies[f"{begin} to {end} {place()}"] += 1
 
-    def _write(self, place: torch.Tensor, value) -> torch.Tensor:
+    def _write(self, into: torch.Tensor, value) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
-            value.expand(place.shape)  # raises where it does not fit
-            self._crosses(value.device, place.device)
-        return place
+            value.expand(into.shape)  # raises where it does not fit
+            self._crosses(value.device, into.device)
+        return into
 
 
 def without_guards(function, args: tuple, kwargs: dict):
@@ -261,7 +261,7 @@ def _read_all(machine: Machine) -> Callable:
     def tolist(tensor: torch.Tensor):
         # Fake tensors are read item by item; for the host it is one wait.
         if _on_cuda(tensor):
-            machine.reads[f"tolist {_place()}"] += 1
+            machine.reads[f"tolist {place()}"] += 1
         return _ones(tuple(tensor.shape))
 
     return tolist
@@ -294,7 +294,7 @@ def _ones(shape: tuple[int, ...]):
     return [_ones(shape[1:]) for _ in range(shape[0])] if shape else 1
 
 
-def _place() -> str:
+def place() -> str:
     """Where in the package this comes from."""
     frames = [frame for frame in traceback.extract_stack() if "/specdec/" in frame.filename]
     return f"{frames[-1].filename.split('/specdec/')[-1]}:{frames[-1].lineno}" if frames else "?"

@@ -3,6 +3,7 @@ and compiled, and when."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -23,7 +24,7 @@ from specdec.models.wrapper import ModelWrapper
 from specdec.planning.measure import reader, time_pass
 from specdec.utils.errors import SpecdecError
 from specdec.vocabulary.match import VocabularyMatch
-from tests.fake_cuda import fake_cuda, on_fake_device
+from tests.fake_cuda import fake_cuda, on_fake_device, place
 from tests.test_int4 import needs_bitsandbytes
 from tests.tiny import KINDS, make_model, make_tokenizer, wrap
 
@@ -73,10 +74,12 @@ class Pair:
         return self.wrappers
 
 
-def bridged(pair: Pair, method: str, k: int = 2) -> Callable[[str], SpeculativeDecoder]:
+def bridged(
+    pair: Pair, method: str, k: int = 2, engine: str = "compiled"
+) -> Callable[[str], SpeculativeDecoder]:
     """A decoder of two vocabularies, which are compared before the fake GPU is there: what it
     returns puts models and tables on a fake device."""
-    made = SpeculativeDecoder(*pair.wrappers, k, vocabulary=method, engine="compiled")
+    made = SpeculativeDecoder(*pair.wrappers, k, vocabulary=method, engine=engine)
     drafters = [made.drafter(temperature) for temperature in (0.0, 0.8)]
 
     def on(device: str) -> SpeculativeDecoder:
@@ -329,13 +332,16 @@ def test_where_the_capture_fails_auto_runs_eagerly_and_says_why(monkeypatch):
             assert "while capturing" in result.engine_reason
 
 
-@pytest.mark.parametrize("other_vocabulary", [False, True])
-def test_nothing_is_compiled_or_captured_while_the_clock_runs(monkeypatch, other_vocabulary):
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("method", ["shared", "exact_match", "intersection"])
+def test_nothing_is_compiled_or_captured_while_the_clock_runs(monkeypatch, method, engine):
     """A first call takes 1 000 s of this clock, and so does a capture; all else takes none."""
     clock = [0.0]
     monkeypatch.setattr(generation, "perf_counter", lambda: clock[0])
+    seen = Counter()  # first calls and captures by their place
 
     def take_long():
+        seen[place()] += 1
         clock[0] += 1000
 
     def slow(module, **_):
@@ -349,12 +355,15 @@ def test_nothing_is_compiled_or_captured_while_the_clock_runs(monkeypatch, other
 
         return call
 
-    pair = Pair(other_vocabulary=other_vocabulary)
+    pair = Pair(other_vocabulary=method != "shared")
+    on = bridged(pair, "auto" if method == "shared" else method, engine=engine)
+    request = {} if method == "exact_match" else SAMPLING["sampled"]
     with fake_cuda(slow) as machine:
         machine.on_capture = take_long
-        for decoder in decoders(*pair.on("cuda:0"), engine="compiled"):
+        for decoder in (on("cuda:0"), AutoregressiveDecoder(pair.wrappers[1], engine=engine)):
             for length in (4, 100):  # the second needs longer caches
-                result = decoder.generate([5] * length, MANY, seed=1, eos_token_id=None)
-                assert result.engine == "compiled"
-                assert result.total_time == 0
-        assert clock[0] >= 2000  # it is this clock that was looked at
+                before = seen.copy()
+                result = decoder.generate([5] * length, FEW, seed=1, eos_token_id=None, **request)
+                assert result.engine == engine
+                assert result.total_time == 0, seen - before
+    assert bool(seen) == (engine == "compiled")
