@@ -224,7 +224,7 @@ def test_passes_are_captured_once_whatever_the_prompts_and_the_sampling():
         decoder.prepare(temperature=0.8, longest=150)
         for length in (3, 140, 40):
             request = SAMPLING["sampled"] if length == 40 else {}
-            decoder.generate([5] * length, FEW, seed=1, eos_token_id=None, **request)
+            decoder.generate([5] * length, MANY, seed=1, eos_token_id=None, **request)
         assert machine.captures == 0
 
 
@@ -373,7 +373,10 @@ def test_nothing_is_compiled_or_captured_while_the_clock_runs(
         for decoder in (on("cuda:0"), AutoregressiveDecoder(pair.wrappers[1], engine=engine)):
             for length in (4, 100):  # the second needs longer caches
                 before = seen.copy()
-                result = decoder.generate([5] * length, FEW, seed=1, eos_token_id=None, **request)
+                result = decoder.generate([5] * length, MANY, seed=1, eos_token_id=None, **request)
                 assert result.engine == engine
                 assert result.total_time == 0, seen - before
-    assert bool(seen) == (engine == "compiled")
+    if engine == "compiled":
+        assert clock[0] >= 2000  # it is this clock that was looked at
+    else:
+        assert not seen
