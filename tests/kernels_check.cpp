@@ -1,7 +1,5 @@
 // The kernels without torch, against plain sums: built for other instruction sets and run by tests/test_kernels.py.
-#include "attention.h"
-#include "nf4.h"
-#include "rounded.h"
+#include "kernels.cpp"
 
 #include <cmath>
 #include <cstdio>

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import sys
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,8 +28,9 @@ from specdec.engine.pieces import ModelPass, likeliest
 from specdec.method import rule as rejection
 from specdec.method import sampling as decoding_sampling
 from specdec.method.sampling import Greedy
-from specdec.models.registry import ModelPair, ModelSide
+from specdec.models.registry import ModelPair, ModelSide, get_pair
 from specdec.models.wrapper import ModelWrapper
+from specdec.utils import beside
 from specdec.utils.errors import SpecdecError
 from tests.study import make_project
 from tests.test_mutants import LOSSY
@@ -60,7 +60,7 @@ def table_decoders(seed=0):
     return lambda k: SpeculativeDecoder(draft, target, k, engine="eager")
 
 
-def certified(decoder_of, generations=64):
+def certified(decoder_of, generations=32):
     return check_sampling(decoder_of, [Encoded([0, 1, 2]), Encoded([3])], generations)
 
 
@@ -75,7 +75,7 @@ def test_sampling_of_a_right_engine_passes_and_states_its_power(right_part):
     assert {setting["draft_tokens"] for setting in settings} == {1, 2, 3, 8}
     assert any(setting["top_k"] for setting in settings)
     assert any(setting["top_p"] < 1 for setting in settings)
-    assert right_part["draws"] == len(settings) * 4 * 64
+    assert right_part["draws"] == len(settings) * 8 * 32
     assert right_part["tokens"] > right_part["draft_tokens"] + 1
     assert 0.2 < right_part["detectable_total_variation"] < 0.31
     assert right_part["power"] == 0.99
@@ -161,7 +161,7 @@ def other_vocabulary(method):
 
 @pytest.mark.parametrize("method", ["intersection", "exact_match"])
 def test_sampling_with_a_draft_of_another_vocabulary_passes(method, few):
-    part = check_sampling(*other_vocabulary(method), 40)
+    part = check_sampling(*other_vocabulary(method), 20)
     assert part["verdict"] == "pass"
     assert (part["draft_total_variation"] is None) == (method == "exact_match")
 
@@ -174,7 +174,7 @@ def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary
         return proposal._replace(q=proposal.q.roll(1, dims=1))
 
     monkeypatch.setattr(IntersectionDrafting, "propose", propose)
-    assert check_sampling(*other_vocabulary("intersection"), 40)["verdict"] == "defect"
+    assert check_sampling(*other_vocabulary("intersection"), 20)["verdict"] == "defect"
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,8 @@ def folder(tmp_path, tiny_pair, tiny_tokenizer, few, monkeypatch):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"tiny": sides}))
     (tmp_path / "mine.jsonl").write_text(json.dumps({"text": PROMPTS[0].text}))
     monkeypatch.chdir(tmp_path)
-    short = functools.partial(check_sampling, generations=40)
+    monkeypatch.setattr(beside, "available_cores", lambda: 1)  # its lines are ours to read
+    short = functools.partial(check_sampling, generations=20)
     monkeypatch.setattr(certificate, "check_sampling", short)
     return tmp_path
 
@@ -437,33 +438,30 @@ def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over
         load_prompts(tmp_path / "prompts.json", "text", [Limit("tiny", tiny_tokenizer, 2)])
 
 
-@pytest.mark.parametrize("engine", ["auto", "eager"])
-def test_a_second_core_compiles_what_sampling_needs_while_greedy_output_is_examined(
-    engine, monkeypatch
+@pytest.mark.parametrize("cores", [1, 2])
+def test_on_two_cores_a_copy_examines_greedy_output_with_the_same_outcome(
+    cores, folder, monkeypatch
 ):
-    prepared = []
+    def noted(*arguments):
+        return {"by": os.getpid(), **check_greedy(*arguments)}
 
-    class Decoder:
-        def __init__(self, k):
-            self.k, self.engine = k, engine
-            self.target = SimpleNamespace(device=torch.device("cpu"))
+    monkeypatch.setattr(beside, "available_cores", lambda: cores)
+    monkeypatch.setattr(certificate, "check_greedy", noted)
+    certify(monkeypatch, "--prompts", "mine.jsonl")
+    written = json.loads((folder / "results/certificates/tiny_eager.json").read_text())
+    assert (written["greedy"]["by"] == os.getpid()) == (cores == 1)
+    assert (written["greedy"]["agreeing"], written["verdict"]) == (1, "pass")
 
-        def prepare(self, temperature=0.0, top_k=0, top_p=1.0, longest=0):
-            prepared.append((self.k, (temperature, top_k, top_p)))
 
-    @contextmanager
-    def beside(pieces):
-        assert prepared == [(3, (0, 0, 1))]  # what greedy output needs is there
-        for piece in pieces:
-            piece()
-        yield
-
-    monkeypatch.setattr(sampling, "available_cores", lambda: 2)
-    monkeypatch.setattr(sampling, "compiling_beside", beside)
-    with sampling.compiled_beside(Decoder):
-        pass
-    every = [(k, (warp.temperature, warp.top_k, warp.top_p)) for k, warp in sampling.SETTINGS]
-    assert prepared[1:] == (every if engine == "auto" else [])
+def test_a_copy_hands_over_what_its_work_gives_raises_or_lacks():
+    with beside.beside(lambda: [os.getpid()]) as outcome:
+        assert outcome() != [os.getpid()]
+    for work, said in (
+        (lambda: get_pair("none"), "no pair 'none'"),
+        (lambda: os._exit(3), "ended without an outcome .exit code 3"),
+    ):
+        with beside.beside(work) as outcome, pytest.raises(SpecdecError, match=said):
+            outcome()
 
 
 @pytest.mark.slow

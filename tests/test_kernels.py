@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+from ctypes import CDLL
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,14 @@ def test_the_instruction_set_is_told(operators):
 def test_reading_is_only_reading(operators):
     words = torch.randint(-(2**60), 2**60, (4096,))
     assert operators.read(words) == words.sum()
+
+
+def test_what_our_kernels_need_stays_out_of_the_way_of_other_packages(operators):
+    """What is global comes first in what any other library calls: llama.cpp's ended the process
+    with parts of torch's."""
+    everybody, ours = CDLL(None), [f"aoti_torch_cpu_{name}" for name in build.SHIMS]
+    assert all(hasattr(everybody, name) for name in ours)
+    assert not hasattr(everybody, "aoti_torch_get_data_ptr")
 
 
 CHECK = Path(__file__).with_name("kernels_check.cpp")

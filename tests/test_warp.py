@@ -8,19 +8,26 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from specdec.engine.compiler import compile_ahead
 from specdec.engine.pieces import DraftChoice
+from specdec.kernels.build import load_operators
 from specdec.method.noise import uniform_table
 from specdec.method.sampling import (
     Warp,
     choose_sampling,
-    least_by_bits,
-    least_by_sorting,
+    least_of_mass,
     make_noise,
 )
+from specdec.utils.cache import cache_folder
 from tests.checks import needs_compiler
 from tests.distribution import warped
 from tests.fake_cuda import fake_cuda
 
-WAYS = [least_by_bits, least_by_sorting]
+
+def least_by_kernel(probabilities, mass):
+    load_operators(cache_folder())
+    return torch.ops.specdec.least_of_mass(probabilities, mass)
+
+
+WAYS = [least_of_mass, pytest.param(least_by_kernel, marks=needs_compiler)]
 
 
 @pytest.mark.parametrize("size", [5, 64, 4096])
@@ -37,19 +44,20 @@ def test_the_warp_is_that_of_transformers(size, top_p, temperature, top_k):
 
 
 @pytest.mark.parametrize("least_of_mass", WAYS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_least_of_a_mass_is_one_of_the_probabilities(dtype, least_of_mass):
-    probabilities = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.0, 0.0, 1.0, 0.0]], dtype=dtype)
+def test_the_least_of_a_mass_is_one_of_the_probabilities(least_of_mass):
+    probabilities = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.0, 0.0, 1.0, 0.0]])
     for mass, first in [(0.4, 0.5), (0.5, 0.5), (0.51, 0.25), (0.75, 0.25), (0.8, 0.125)]:
         assert least_of_mass(probabilities, mass).tolist() == [[first], [1.0]]
 
 
 @pytest.mark.parametrize("mass", [1e-6, 0.1, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("size", [1, 5, 4096])
+@pytest.mark.parametrize("size", [1, 5, 37, 4096])
+@needs_compiler
 def test_both_ways_find_the_same(size, mass):
-    logits = torch.randn(7, size, dtype=torch.float64, generator=torch.manual_seed(size)) * 3
-    probabilities = logits.softmax(-1)
-    assert torch.equal(least_by_bits(probabilities, mass), least_by_sorting(probabilities, mass))
+    # Whole parts of 2^20, whose sums are exact in any order.
+    parts = torch.randint(1, 2**7, (7, size), generator=torch.manual_seed(size)).float() / 2**20
+    probabilities = torch.cat([1 - parts.sum(-1, keepdim=True), parts], dim=-1)
+    assert torch.equal(least_by_kernel(probabilities, mass), least_of_mass(probabilities, mass))
 
 
 @pytest.mark.parametrize("method", ["rejection", "coupled"])

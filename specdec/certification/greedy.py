@@ -64,14 +64,14 @@ def check_greedy(
     longest = pair.longest(prompt.text for prompt in prompts) + NEW_TOKENS
     # With a draft first: there are two models to compile, side by side.
     for k, decoder in {**decoders, 0: own_baseline}.items():
-        log.info("preparing K = %d", k)
+        log.info("greedy output: preparing K = %d", k)
         decoder.prepare(longest=longest)
     promised = all(decoder.is_bitwise() for decoder in (own_baseline, *decoders.values()))
     broken: list[Parting] = []  # promises
     moved, largest = dict.fromkeys(DRAFT_TOKENS, 0.0), 0.0
     partings: list[Parting] = []
     for number, prompt in enumerate(prompts, 1):
-        log.info("prompt %d of %d", number, len(prompts))
+        log.info("greedy output: prompt %d of %d", number, len(prompts))
         encoded = pair.encode(prompt.text)
         ids = encoded.prompt_ids
         alone = baseline.generate(ids, NEW_TOKENS).generated_ids

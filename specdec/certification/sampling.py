@@ -66,8 +66,8 @@ SETTINGS = (
     Setting(8, Warp(1.0, top_k=10, top_p=0.9)),
 )
 TOKENS = 5  # of a draw: more than DRAFT_TOKENS + 1, so that it spans two rounds or more
-BLOCKS = 4  # draws in a generation, one behind the other: independent, given what came before
-GENERATIONS = 128  # at each setting
+BLOCKS = 8  # draws in a generation, one behind the other: independent, given what came before
+GENERATIONS = 64  # at each setting
 BINS = 2  # at each place: 32 cells, 16 draws in each
 CELLS = BINS**TOKENS
 LENGTH = BLOCKS * TOKENS  # tokens of a generation
@@ -79,15 +79,12 @@ SCORED_AT_ONCE = 8
 
 @contextmanager
 def compiled_beside(decoder_of: Callable[[int], SpeculativeDecoder]) -> Iterator[None]:
-    """During this block a second core compiles what the settings need, where all can't at once.
-
-    The passes and what greedy output needs are compiled before it.
-    """
+    """During this block another process compiles what the settings need, in their order: one whose
+    turn comes finds it, or waits."""
     decoder = decoder_of(DRAFT_TOKENS)
     if decoder.engine == "eager" or decoder.target.device.type != "cpu" or available_cores() < 2:
         yield
         return
-    decoder.prepare()
     with compiling_beside([lambda s=s: _prepare(decoder_of, s, 0) for s in SETTINGS]):
         yield
 
@@ -102,12 +99,12 @@ def check_sampling(
     Args:
         decoder_of: the pair's decoder of a number of draft tokens.
         contexts: the generations are divided evenly among them.
-        generations: at each setting, of `BLOCKS` draws each; below 40 the cells are too rare.
+        generations: at each setting, of `BLOCKS` draws each; below 20 the cells are too rare.
     """
     longest = max(len(ids) for context in contexts for ids in context if ids is not None) + LENGTH
     tests, caught, distances = [], [], []
     for number, setting in enumerate(SETTINGS, 1):
-        log.info("setting %d of %d: K = %d, %s", number, len(SETTINGS), *setting)
+        log.info("sampled output: setting %d of %d: K = %d, %s", number, len(SETTINGS), *setting)
         decoder = _prepare(decoder_of, setting, longest)
         sample = Sample()
         for number, context in enumerate(contexts):

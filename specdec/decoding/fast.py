@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.none import NoDraft
 from specdec.engine.capture import CapturedPass, CapturedPasses, CapturedRound
-from specdec.engine.compiler import compiling_beside, is_kept
+from specdec.engine.compiler import compiling_beside, is_copy, is_kept
 from specdec.engine.fast_model import FastModel, fast_model
 from specdec.engine.pieces import Round
 from specdec.engine.session import FastSession
@@ -125,7 +125,8 @@ def _others_beside(
 ) -> AbstractContextManager:
     """While the target's pass is compiled, another process compiles what else is missing: of
     `whole` rounds all, else the draft's pass."""
-    if fast.wrapper.device.type != "cpu" or available_cores() < 2 or is_kept(lambda: fast.run):
+    alone = is_copy() or available_cores() < 2  # a copy makes no copies
+    if alone or fast.wrapper.device.type != "cpu" or is_kept(lambda: fast.run):
         return nullcontext()
     others = [lambda: fast.decide(sampling)] if whole else []
     if draft is not None:

@@ -1,9 +1,9 @@
 """Build the kernels for the processor at hand, once, and make them operators of torch.
 
-`torch.ops.specdec.linear`, `nf4_linear`, `nf4_rounded_linear`, `int8_linear` and `attention`: see
-operators.cpp for what they take. `$SPECDEC_MARCH` names another level of instructions than this
-processor's own (as `-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4` AVX-512); for torch's own
-code set its `ATEN_CPU_CAPABILITY` (`avx2`) beside it.
+`torch.ops.specdec.linear`, `nf4_linear`, `nf4_rounded_linear`, `int8_linear`, `attention` and
+`least_of_mass`: see operators.cpp for what they take. `$SPECDEC_MARCH` names another level of
+instructions than this processor's own (as `-march` of gcc: `x86-64-v3` has AVX2, `x86-64-v4`
+AVX-512); for torch's own code set its `ATEN_CPU_CAPABILITY` (`avx2`) beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterable
-from ctypes import CDLL, RTLD_GLOBAL
+from ctypes import CDLL, RTLD_GLOBAL, c_void_p, cast
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,26 +31,36 @@ SOURCES = [FOLDER / "operators.cpp", FOLDER / "kernels.cpp"]
 LIBRARY = "specdec"  # torch.ops.specdec
 FLAGS = ["-O2", "-std=c++20", "-ffp-contract=off"]  # what is fused is written (lanes.h)
 
-#: How compiled code calls the operators that a layer consists of (operators.cpp): nothing between
-#: it and them.
+#: How compiled code calls the operators (operators.cpp): nothing between it and them.
 SHIMS = {
     "linear": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*, AtenTensorHandle*",
+    "nf4_linear": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, "
+    "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, int64_t, AtenTensorHandle*, "
+    "AtenTensorHandle*",
     "nf4_rounded_linear": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, "
     "AtenTensorHandle*, AtenTensorHandle*",
+    "int8_linear": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*, "
+    "AtenTensorHandle*",
     "attention": "AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, double, "
     "AtenTensorHandle*",
+    "least_of_mass": "AtenTensorHandle, double, AtenTensorHandle*",
 }
+
+_PREFIX = "aoti_torch_cpu_"  # the compiler's
 
 log = get_logger(__name__)
 
 
+def _names() -> list[str]:
+    return [f"{_PREFIX}{name}" for name in SHIMS]
+
+
 def shims() -> dict[torch._ops.OpOverload, list[str]]:
-    """The same as PyTorch's compiler wants it: declarations in C for each operator."""
+    """The same as PyTorch's compiler wants it: declarations in C for each operator, of pointers to
+    functions."""
     return {
-        getattr(torch.ops.specdec, name).default: [
-            f"AOTITorchError aoti_torch_cpu_{name}({arguments})"
-        ]
-        for name, arguments in SHIMS.items()
+        getattr(torch.ops.specdec, name).default: [f"AOTITorchError (*{_PREFIX}{name})({takes})"]
+        for name, takes in SHIMS.items()
     }
 
 
@@ -85,7 +95,9 @@ def load_operators(folder: Path) -> None:
         Exception: of `torch`, where there is no compiler.
     """
     if not _loaded(LIBRARY):
-        load_library(build(folder, instructions()), LIBRARY)
+        path = build(folder, instructions())
+        load_library(path, LIBRARY)
+        _point_to(path)
 
 
 def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
@@ -98,10 +110,12 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     compiling += [f"-I{place}" for place in cpp_extension.include_paths()]
     linking = [compiler, "-shared", *(f"-L{place}" for place in cpp_extension.library_paths())]
     linking += ["-lc10", "-ltorch_cpu"]
-    name = _digest(source_digest(), torch.__version__, processor_name(), *compiling, *linking)
+    means = (torch.__version__, processor_name(), *compiling, *linking)
+    name = _digest(source_digest(), *SHIMS, *means)
     path = folder / f"kernels-{name}.so"
+    both = _pointers_of(path), path
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the kernels")):
-        if not is_whole(path):
+        if not all(is_whole(made) for made in both):
             log.info("building the kernels for %s …", march)
             with TemporaryDirectory(dir=folder) as place:
                 objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
@@ -109,10 +123,18 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
                     [*compiling, str(source), "-o", made]
                     for source, made in zip(SOURCES, objects, strict=True)
                 )
-                unfinished = Path(place) / path.name
-                _run_all([[*linking[:2], *objects, *linking[2:], "-o", str(unfinished)]])
-                unfinished.replace(path)
-            seal(path)
+                pointers = Path(place) / "pointers.cpp"
+                pointers.write_text("".join(f'extern "C" void *{n}; void *{n};' for n in _names()))
+                unfinished = [Path(place) / made.name for made in both]
+                _run_all(
+                    [
+                        [*linking[:2], "-nostdlib", str(pointers), "-o", str(unfinished[0])],
+                        [*linking[:2], *objects, *linking[2:], "-o", str(unfinished[1])],
+                    ]
+                )
+                for whole, made in zip(unfinished, both, strict=True):
+                    whole.replace(made)
+                    seal(made)
     return path
 
 
@@ -131,7 +153,6 @@ def _run_all(commands: Iterable[list[str]]) -> None:
 def load_library(path: Path, library: str) -> None:
     """Load what `build` made, and tell torch the shapes of what its operators give."""
     torch.ops.load_library(str(path))
-    CDLL(str(path), mode=RTLD_GLOBAL)  # compiled code finds the shims in it
     shapes = {
         "linear": lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
         "nf4_linear": lambda x, *weights_and_out: x.new_empty(x.shape[0], weights_and_out[6]),
@@ -140,9 +161,28 @@ def load_library(path: Path, library: str) -> None:
         ),
         "int8_linear": lambda x, weight, scales, bias: x.new_empty(x.shape[0], weight.shape[0]),
         "attention": lambda q, k, v, mask, scale: q.new_empty(q.shape[1], q.shape[0], v.shape[2]),
+        "least_of_mass": lambda probabilities, mass: probabilities.new_empty(
+            probabilities.shape[0], 1
+        ),
     }
     for name, shape in shapes.items():
         torch.library.register_fake(f"{library}::{name}", shape)
+
+
+def _point_to(path: Path) -> None:
+    """Let compiled code find the functions of a library that is loaded.
+
+    It looks among the names that are global in this process. Were the library's made so, torch's
+    would come along, in the way of any other package with a part in C++ (llama.cpp's then ends the
+    process); so a second one, which needs none, holds pointers and nothing else.
+    """
+    kernels, pointers = CDLL(str(path)), CDLL(str(_pointers_of(path)), mode=RTLD_GLOBAL)
+    for name in _names():
+        c_void_p.in_dll(pointers, name).value = cast(kernels[name], c_void_p).value
+
+
+def _pointers_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-pointers.so")
 
 
 def _loaded(library: str) -> bool:

@@ -1,6 +1,7 @@
 // The kernels, built: without torch, whose headers take longer.
 #include "attention.h"
 #include "nf4.h"
+#include "nucleus.h"
 #include "rounded.h"
 
 namespace kernels {

@@ -23,6 +23,11 @@ struct Rows {
 template <class W>
 void product(const Rows& a, const W* w, int64_t w_step, int64_t begin, int64_t end);
 
+// They are instantiated in kernels.cpp, and nowhere else.
+extern template void product(const Rows&, const float*, int64_t, int64_t, int64_t);
+extern template void product(const Rows&, const BFloat16*, int64_t, int64_t, int64_t);
+extern template void product(const Rows&, const Float16*, int64_t, int64_t, int64_t);
+
 // Keys [slots, dim] and values [slots, v_dim] of one head, and the steps from one slot to the next.
 template <class T>
 struct Head {
@@ -75,5 +80,8 @@ void nf4_rounded_product(const Rows& a, const RoundedRows& x, const uint8_t* pac
 
 // The same with weights [out, in] in 8 bits and a scale for each output.
 void int8_product(const Rows& a, const RoundedRows& x, const int8_t* w, const float* scales, int64_t begin, int64_t end);
+
+// The largest x such that those of `count` numbers that reach x add up to `mass`; 0 where all add up to less.
+float least_of_mass(const float* numbers, int64_t count, float mass);
 
 }  // namespace kernels
