@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from specdec.certification import certificate, greedy, page, sampling
 from specdec.certification.greedy import DEFECT, NEAR_TIE, Parting, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
-from specdec.certification.sampling import check_sampling
+from specdec.certification.sampling import check_samples, draw
 from specdec.data.dataset import Prompt, PromptDataset
 from specdec.data.prompts import Limit, digest
 from specdec.decoding.drafters.bridged import IntersectionDrafting
@@ -30,7 +31,8 @@ from specdec.method import sampling as decoding_sampling
 from specdec.method.sampling import Greedy
 from specdec.models.registry import ModelPair, ModelSide, get_pair
 from specdec.models.wrapper import ModelWrapper
-from specdec.utils import beside
+from specdec.utils import at_once
+from specdec.utils.at_once import do_all
 from specdec.utils.errors import SpecdecError
 from tests.study import make_project
 from tests.test_mutants import LOSSY
@@ -60,8 +62,12 @@ def table_decoders(seed=0):
     return lambda k: SpeculativeDecoder(draft, target, k, engine="eager")
 
 
-def certified(decoder_of, generations=32):
-    return check_sampling(decoder_of, [Encoded([0, 1, 2]), Encoded([3])], generations)
+CONTEXTS = [Encoded([0, 1, 2]), Encoded([3])]
+
+
+def certified(decoder_of, contexts=CONTEXTS, generations=32):
+    every = [draw(decoder_of, contexts, setting, generations) for setting in sampling.SETTINGS]
+    return check_samples(every, len(contexts))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +167,7 @@ def other_vocabulary(method):
 
 @pytest.mark.parametrize("method", ["intersection", "exact_match"])
 def test_sampling_with_a_draft_of_another_vocabulary_passes(method, few):
-    part = check_sampling(*other_vocabulary(method), 20)
+    part = certified(*other_vocabulary(method), 20)
     assert part["verdict"] == "pass"
     assert (part["draft_total_variation"] is None) == (method == "exact_match")
 
@@ -174,7 +180,7 @@ def test_scores_permuted_against_their_tokens_are_a_defect_in_another_vocabulary
         return proposal._replace(q=proposal.q.roll(1, dims=1))
 
     monkeypatch.setattr(IntersectionDrafting, "propose", propose)
-    assert check_sampling(*other_vocabulary("intersection"), 20)["verdict"] == "defect"
+    assert certified(*other_vocabulary("intersection"), 20)["verdict"] == "defect"
 
 
 @pytest.fixture(scope="module")
@@ -325,9 +331,9 @@ def folder(tmp_path, tiny_pair, tiny_tokenizer, few, monkeypatch):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"tiny": sides}))
     (tmp_path / "mine.jsonl").write_text(json.dumps({"text": PROMPTS[0].text}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(beside, "available_cores", lambda: 1)  # its lines are ours to read
-    short = functools.partial(check_sampling, generations=20)
-    monkeypatch.setattr(certificate, "check_sampling", short)
+    monkeypatch.setattr(at_once, "available_cores", lambda: 1)  # its lines are ours to read
+    monkeypatch.setattr(certificate, "draw", functools.partial(draw, generations=20))
+    monkeypatch.setattr(certificate, "SETTINGS", sampling.SETTINGS)
     return tmp_path
 
 
@@ -356,7 +362,7 @@ def test_the_command_writes_a_certificate_and_a_page(folder, monkeypatch, capsys
     assert shown in said.out
     last = "tiny: pass: its output is its target's (results/certificates/tiny_eager.md)"
     assert said.out.splitlines()[-1] == last
-    for step in ("prompt 1 of 1", "setting 1 of 2: K = 3", "preparing K = 8"):
+    for step in ("prompt 1 of 1", "sampled output: K = 3", "preparing K = 8"):
         assert step in said.err
     for line in (
         "## Greedy output: pass",
@@ -439,29 +445,54 @@ def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over
 
 
 @pytest.mark.parametrize("cores", [1, 2])
-def test_on_two_cores_a_copy_examines_greedy_output_with_the_same_outcome(
-    cores, folder, monkeypatch
-):
+def test_on_two_cores_its_parts_are_examined_at_once(cores, folder, monkeypatch):
     def noted(*arguments):
         return {"by": os.getpid(), **check_greedy(*arguments)}
 
-    monkeypatch.setattr(beside, "available_cores", lambda: cores)
-    monkeypatch.setattr(certificate, "check_greedy", noted)
+    begun = multiprocessing.Event()  # both have work: none takes all of it
+
+    def counted(*arguments):
+        begun.set()
+        return draw(*arguments, generations=20)
+
+    def checked(*arguments):
+        assert cores == 1 or begun.wait(60)
+        return noted(*arguments)
+
+    monkeypatch.setattr(at_once, "available_cores", lambda: cores)
+    monkeypatch.setattr(certificate, "check_greedy", checked)
+    monkeypatch.setattr(certificate, "draw", counted)
     certify(monkeypatch, "--prompts", "mine.jsonl")
     written = json.loads((folder / "results/certificates/tiny_eager.json").read_text())
-    assert (written["greedy"]["by"] == os.getpid()) == (cores == 1)
     assert (written["greedy"]["agreeing"], written["verdict"]) == (1, "pass")
+    assert written["greedy"]["by"] == os.getpid() or cores == 2
 
 
-def test_a_copy_hands_over_what_its_work_gives_raises_or_lacks():
-    with beside.beside(lambda: [os.getpid()]) as outcome:
-        assert outcome() != [os.getpid()]
-    for work, said in (
+@pytest.mark.parametrize("copies", [0, 1])
+def test_works_done_at_once_give_what_they_give_in_their_order(copies):
+    works = [functools.partial(int, str(number)) for number in range(50)]
+    assert do_all(works, copies) == list(range(50))
+
+
+def test_what_a_work_raises_or_ends_with_is_said_by_whoever_waits():
+    ours = os.getpid()
+
+    def only_in_a_copy(fail):
+        while os.getpid() == ours and not failing.is_set():
+            failing.wait(0.1)  # the copy takes the next
+        if os.getpid() != ours:
+            failing.set()
+            fail()
+
+    for fail, said in (
         (lambda: get_pair("none"), "no pair 'none'"),
         (lambda: os._exit(3), "ended without an outcome .exit code 3"),
     ):
-        with beside.beside(work) as outcome, pytest.raises(SpecdecError, match=said):
-            outcome()
+        failing = multiprocessing.Event()
+        with pytest.raises(SpecdecError, match=said):
+            do_all([functools.partial(only_in_a_copy, fail)] * 2, copies=1)
+    with pytest.raises(SpecdecError, match="no pair 'none'"):
+        do_all([lambda: get_pair("none")] * 2, copies=0)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -13,10 +12,10 @@ from specdec.certification.greedy import DRAFT_TOKENS, NEW_TOKENS, check_greedy
 from specdec.certification.prompts import load_prompts
 from specdec.certification.rule import check_rule
 from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
-from specdec.certification.sampling import check_sampling, compiled_beside
+from specdec.certification.sampling import SETTINGS, check_samples, compiled_beside, draw
 from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.utils.beside import beside, can_copy
+from specdec.utils.at_once import do_all, useful_copies
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, code_digest
 
@@ -47,14 +46,17 @@ def examine(
     contexts = [pair.encode(prompt.text) for prompt in shortest]
     contexts.append(_one_token(pair, contexts[0]))
     decoder_of = cache(partial(pair.decoder, engine=engine))
-    check = partial(check_greedy, pair, prompts, engine)
     log.info("greedy output on %d prompts; the distribution of sampled output …", len(prompts))
-    # Each takes about as long; what both need compiled, one waits for.
-    copied = can_copy(pair.target.device.type, torch.get_num_threads())
-    with beside(check) if copied else nullcontext(check) as greedy_of:
-        with compiled_beside(decoder_of):
-            sampling = check_sampling(decoder_of, contexts)
-        greedy = greedy_of()
+    copies = useful_copies(pair.target.device.type, torch.get_num_threads())
+    with compiled_beside(decoder_of):
+        greedy, *samples = do_all(
+            [
+                partial(check_greedy, pair, prompts, engine),
+                *(partial(draw, decoder_of, contexts, setting) for setting in SETTINGS),
+            ],
+            copies,
+        )
+    sampling = check_samples(samples, len(contexts))
     sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest] + ["one token"]
 
     parts = (greedy, sampling, rule)

@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -89,28 +90,35 @@ def compiled_beside(decoder_of: Callable[[int], SpeculativeDecoder]) -> Iterator
         yield
 
 
-def check_sampling(
+def draw(
     decoder_of: Callable[[int], SpeculativeDecoder],
     contexts: list[Encoded],
+    setting: Setting,
     generations: int = GENERATIONS,
-) -> dict:
-    """The `sampling` part of a certificate.
+) -> Sample:
+    """What a pair emits at a setting.
 
     Args:
         decoder_of: the pair's decoder of a number of draft tokens.
         contexts: the generations are divided evenly among them.
-        generations: at each setting, of `BLOCKS` draws each; below 20 the cells are too rare.
+        generations: of `BLOCKS` draws each; below 20 the cells are too rare.
     """
+    log.info("sampled output: K = %d, %s", *setting)
     longest = max(len(ids) for context in contexts for ids in context if ids is not None) + LENGTH
-    tests, caught, distances = [], [], []
-    for number, setting in enumerate(SETTINGS, 1):
-        log.info("sampled output: setting %d of %d: K = %d, %s", number, len(SETTINGS), *setting)
-        decoder = _prepare(decoder_of, setting, longest)
-        sample = Sample()
-        for number, context in enumerate(contexts):
-            seeds = range(number, generations, len(contexts))
-            for emitted, p, q in _scored(decoder, context, setting.warp, seeds):
-                sample.add(emitted, p, q, setting.warp.temperature)
+    decoder = _prepare(decoder_of, setting, longest)
+    sample = Sample(setting, generations)
+    for number, context in enumerate(contexts):
+        seeds = range(number, generations, len(contexts))
+        for emitted, p, q in _scored(decoder, context, setting.warp, seeds):
+            sample.add(emitted, p, q)
+    return sample
+
+
+def check_samples(samples: list[Sample], contexts: int) -> dict:
+    """The `sampling` part of a certificate: of samples at all settings, from so many contexts."""
+    tests, caught = [], []
+    for sample in samples:
+        setting = sample.setting
         fit = goodness_of_fit(sample.counts, np.full(CELLS, 1 / CELLS))
         caught.append(fit)
         tests.append(_describe(setting, "joint", fit.statistic, fit.degrees, fit.p_value))
@@ -119,10 +127,10 @@ def check_sampling(
             p_value = float(stats.chi2.sf(statistic, 1))
             tests.append(_describe(setting, mistake, statistic, 1, p_value))
         if setting.warp.top_k or setting.warp.top_p < 1:
-            allowed = AT_THE_EDGE * generations * LENGTH
+            allowed = AT_THE_EDGE * sample.generations * LENGTH
             p_value = float(stats.poisson.sf(sample.cut_words - 1, allowed))
             tests.append(_describe(setting, "words that are cut", sample.cut_words, None, p_value))
-        distances += sample.distances
+    distances = [distance for sample in samples for distance in sample.distances]
     share = SIGNIFICANCE / len(tests)
     p_value = min(1.0, len(tests) * min(test["p_value"] for test in tests))
     return {
@@ -136,10 +144,10 @@ def check_sampling(
         "power": POWER,
         "draft_total_variation": float(np.mean(distances)) if distances else None,
         "draft_tokens": DRAFT_TOKENS,
-        "settings": [_settings(setting) for setting in SETTINGS],
+        "settings": [_settings(sample.setting) for sample in samples],
         "tokens": TOKENS,
         "cells": CELLS,
-        "contexts": len(contexts),
+        "contexts": contexts,
         "tests": tests,
     }
 
@@ -169,30 +177,29 @@ def _describe(
 
 
 class Sample:
-    """What is kept of the generations at one setting.
+    """What is kept of some generations at one setting.
 
     `counts` `[CELLS]` are draws; `scores` holds, for each mistake, how far the sum of its scores is
     from its mean and the variance of that sum; `cut_words` were emitted though the target's p of
     them is 0; `distances` are total variations of the draft from the target.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, setting: Setting, generations: int) -> None:
+        self.setting, self.generations = setting, generations
         self.counts = np.zeros(CELLS, dtype=int)
-        self.scores: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self.scores: dict[str, np.ndarray] = defaultdict(partial(np.zeros, 2))
         self.cut_words = 0
         self.distances: list[float] = []
         self._random = np.random.default_rng(0)
 
-    def add(
-        self, emitted: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None, temperature
-    ) -> None:
+    def add(self, emitted: torch.Tensor, p: torch.Tensor, q: torch.Tensor | None) -> None:
         """Take up a generation `[n]` and what its tokens should be drawn from: p, q `[n, V]`."""
         shares = torch.from_numpy(self._random.random(len(emitted))).to(p.device)
         uniforms = _transform(p, p if q is None else q / p, emitted, shares).cpu().numpy()
         bins = np.minimum((uniforms * BINS).astype(int), BINS - 1)
         np.add.at(self.counts, bins.reshape(BLOCKS, TOKENS) @ BINS ** np.arange(TOKENS), 1)
         self.cut_words += int((p.gather(-1, emitted.unsqueeze(-1)) == 0).sum())
-        for mistake, other in emitted_by_mistake(p, q, temperature).items():
+        for mistake, other in emitted_by_mistake(p, q, self.setting.warp.temperature).items():
             self.scores[mistake] += _score(p, other, emitted)
         if q is not None:
             self.distances.append(float((p - q).abs().sum(-1).mean() / 2))
