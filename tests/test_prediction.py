@@ -91,6 +91,13 @@ class TestWork:
         assert work.weight_bytes == pytest.approx(work.int4_bytes + self.HEAD)
         assert work.head == self.HEAD
 
+    def test_a_4_bit_self_has_its_targets_dtype_where_it_is_not_quantised(self):
+        draft = side(3, dtype="int4")
+        alone, own = count_work(draft, CPU), count_work(draft, CPU, unquantised="bfloat16")
+        assert alone.weight_bytes - own.weight_bytes == 2 * self.HEAD
+        assert (alone.cache_bytes, alone.dtype) == (2 * own.cache_bytes, torch.float32)
+        assert own.dtype == torch.bfloat16
+
     def test_operations_grow_by_the_layer(self):
         few, more, many = (count_work(side(n), CPU).operations for n in (1, 2, 4))
         assert more > few > 10

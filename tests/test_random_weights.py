@@ -6,13 +6,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from specdec.decoding import loaded_pair
-from specdec.decoding.loaded_pair import load_pair
+from specdec.decoding.loaded_pair import LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
 from specdec.models.loading import memory_check, random_weights
 from specdec.models.loading.configuration import SHAPES, known_configuration
 from specdec.models.loading.memory_check import check_memory, weight_bytes
 from specdec.models.loading.random_weights import load_random_weights
-from specdec.models.registry import ModelSide, load_registry, with_random_weights
+from specdec.models.registry import ModelPair, ModelSide, load_registry, with_random_weights
 from specdec.utils.errors import SpecdecError
 from tests.checks import transformers_greedy
 from tests.test_int4 import needs_bitsandbytes
@@ -166,6 +166,19 @@ class TestWeights:
         assert len({layer.weight.data_ptr() for layer in layers}) == len(layers)
         logits, _ = wrapper.forward(torch.tensor([[1, 2, 3]]))
         assert logits.isfinite().all() and logits.std() > 0
+
+    @needs_bitsandbytes
+    def test_what_an_int4_self_has_not_quantised_is_its_targets_as_of_trained_weights(self):
+        draft, target = (side(LLAMA, dtype) for dtype in ("int4", "bfloat16"))
+        pair = LoadedPair(ModelPair("self", draft, target), "cpu").load()
+        theirs = dict(pair.target.model.named_parameters())
+        own = [
+            (name, part)
+            for name, part in pair.draft.model.named_parameters()
+            if getattr(part, "quant_state", None) is None
+        ]
+        assert len(own) > 3
+        assert all(part.data_ptr() == theirs[name].data_ptr() for name, part in own)
 
     def test_int4_without_its_library_is_said(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

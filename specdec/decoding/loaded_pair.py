@@ -69,7 +69,9 @@ class LoadedPair:
         for name in missing:
             setattr(self, name, load_side(getattr(self.entry, name), self.device))
         if missing and with_draft and self.draft.is_4bit:
-            share_weights(self.draft.model, self.target.model)
+            sides = self.entry.draft, self.entry.target
+            random = all(side.has_random_weights for side in sides)
+            share_weights(self.draft.model, self.target.model, random)
         return self
 
     def decoder(

@@ -9,11 +9,12 @@ from specdec.utils.logging import get_logger
 log = get_logger(__name__)
 
 
-def share_weights(draft: torch.nn.Module, target: torch.nn.Module) -> bool:
+def share_weights(draft: torch.nn.Module, target: torch.nn.Module, random: bool = False) -> bool:
     """Have a 4-bit draft use its target's tensors for what is not quantised (embedding, output
     head, norms, biases), in the target's dtype: they are held once, and read in as few bytes.
 
-    Only where all of them are the same numbers; whether they are is returned.
+    Only where all of them are the same numbers, or are `random` ones, which may as well be;
+    whether they are is returned.
     """
     theirs = dict(target.named_parameters())
     own = [(name, part) for name, part in draft.named_parameters() if not _in_4_bits(part)]
@@ -21,7 +22,7 @@ def share_weights(draft: torch.nn.Module, target: torch.nn.Module) -> bool:
         name in theirs
         and theirs[name].shape == part.shape
         and theirs[name].device == part.device
-        and torch.equal(part.to(theirs[name].dtype), theirs[name])
+        and (random or torch.equal(part.to(theirs[name].dtype), theirs[name]))
         for name, part in own
     )
     if not same:

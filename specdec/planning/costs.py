@@ -17,6 +17,7 @@ from specdec.decoding.loaded_pair import LoadedPair
 from specdec.models.loading.memory_check import available_bytes, check_memory, needed_bytes
 from specdec.models.loading.random_weights import load_random_weights
 from specdec.models.registry import ModelPair, ModelSide, with_random_weights
+from specdec.models.shared_weights import share_weights
 from specdec.models.wrapper import ModelWrapper
 from specdec.planning.measure import (
     ROUNDS,
@@ -140,6 +141,8 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, paired: bool) -> Estim
 def _measure_together(request: Request) -> Costs:
     clock, times = Clock(request), {}
     draft, target = (_load(side, request) for side in (request.draft, request.target))
+    if draft.is_4bit:
+        share_weights(draft.model, target.model, random=True)
     overhead_of = NOT_MEASURED
     try:
         passes = _passes("draft", draft, [1], request) | _target_passes(target, request)

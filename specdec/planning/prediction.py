@@ -7,6 +7,7 @@ other between the kernels; from the host they cost nothing as long as the device
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,13 @@ def compare_here(request: Request, measured: Costs, acceptance: str | None) -> d
 
 def predict_costs(request: Request, draft_card: Card, target_card: Card) -> Costs:
     """What `measure_costs` would measure, each side's passes by a card of its own."""
-    draft = count_work(request.draft, request.device, rounds=rounds(request.draft, request))
+    own = replace(request.draft, dtype=request.target.dtype) == request.target  # a 4-bit self
+    draft = count_work(
+        request.draft,
+        request.device,
+        rounds(request.draft, request),
+        unquantised=request.target.dtype if own else None,
+    )
     target = count_work(request.target, request.device)
     draft_step = pass_seconds(draft, draft_card, 1, request.context)
     step = pass_seconds(target, target_card, 1, request.context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,15 +42,19 @@ def rounds(side: ModelSide, request: Request) -> bool:
     return request.engine == "compiled" and draft_rounds(side.dtype == "int4", request.device)
 
 
-def count_work(side: ModelSide, device: torch.device, rounds: bool = False) -> Work:
+def count_work(
+    side: ModelSide, device: torch.device, rounds: bool = False, unquantised: str | None = None
+) -> Work:
     """The work of a pass of a side's model on `device`, which need not be there.
 
-    One that `rounds` is that of a compiled draft in 4 bits on a CPU, whose head has 8.
+    One that `rounds` is that of a compiled draft in 4 bits on a CPU, whose head has 8. Of a 4-bit
+    self, what is `unquantised` has the target's dtype (`share_weights`), and so has its cache.
     """
-    model = model_without_weights(side, known_configuration(side), device)
+    wide = replace(side, dtype=unquantised or side.dtype)
+    model = model_without_weights(wide, known_configuration(side), device)
     products = _products(model)
     head = model.get_output_embeddings()
-    width = 1 if rounds else compute_dtype(side.dtype, device).itemsize  # of what isn't in 4 bits
+    width = 1 if rounds else compute_dtype(wide.dtype, device).itemsize  # of what isn't in 4 bits
     narrow = sum(n for module, n in products if module is not head) if side.dtype == "int4" else 0
     total = sum(n for _, n in products)
     wrapper = ModelWrapper(model, None, "meta")
@@ -64,7 +68,7 @@ def count_work(side: ModelSide, device: torch.device, rounds: bool = False) -> W
         layers=text.num_hidden_layers,
         operations=_count_operations(wrapper),
         vocabulary=text.vocab_size,
-        dtype=compute_dtype(side.dtype, device),
+        dtype=compute_dtype(wide.dtype, device),
     )
 
 
