@@ -198,9 +198,11 @@ def test_a_4_bit_model_is_computed_as_bitsandbytes_does(operators):
     assert {name: type(weight) for name, weight in model.named_parameters()} == before
     assert torch.equal(model(ids).logits, theirs)
     with graft(model, may_round=True):
-        rounded = model(ids).logits
+        hidden, rounded = model.base_model(ids)[0], model(ids).logits
     with graft(model, may_round=True, to_trace=True):  # several layers are one product
-        assert torch.equal(model(ids).logits, rounded)
+        assert torch.equal(model.base_model(ids)[0], hidden)
+        traced = model(ids).logits  # by a head in 8 bits
+    assert 0 < (rounded - traced).abs().max() < 0.5
     assert torch.equal(model(ids).logits, theirs)
     assert 1e-3 < (rounded - theirs).abs().max() < 1
     assert (rounded.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.8

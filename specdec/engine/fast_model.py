@@ -89,13 +89,13 @@ class FastModel:
     def read_prompt(self, tokens: torch.Tensor, keep: int) -> tuple[Read, GrowingCache]:
         """Read the first tokens `[n]` of a text, operation by operation, with our products.
 
-        What the last `keep` of them gave, and the cache. Nothing is rounded for a draft.
+        What the last `keep` of them gave, and the cache. A draft that rounds does so here too.
         """
         session = Session(self.wrapper)
         if not self._on_cpu:
             return session.read(tokens, keep), session.cache
         load_operators(cache_folder())
-        with self.wrapper.lock, graft(self.wrapper.model):
+        with self.wrapper.lock, graft(self.wrapper.model, self.rounds):
             return session.read(tokens, keep), session.cache
 
     def take_cache(self, slots: int) -> FixedCache:

@@ -14,6 +14,7 @@ BLOCK = 64  # numbers that share a scale, in NF4 as in rows of 8 bits
 SCALES = 256  # that share one themselves
 SHORT_WEIGHT = "bfloat16_weight"  # a layer's attributes
 INT8_WEIGHT, INT8_SCALE = "int8_weight", "int8_scale"
+FLOAT_SCALES = "float_scales"
 #: Layers of one module that read the same input, as the models of transformers call them.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 NF4_PARTS = ("packed", "scales", "levels", "scale_levels", "scale_scales", "offset")
@@ -124,12 +125,11 @@ class RoundedNf4(Nf4):
         )
 
     def _parts(self) -> dict[str, torch.Tensor]:
-        scales = []
-        for layer in self.layers:
-            _, of_layer, levels, *others = _nf4_parts(layer).values()
-            scales.append(nf4_scales(of_layer, *others).view(layer.out_features, -1))
-        packed = together([layer.weight for layer in self.layers])
-        parts = {"packed": packed, "scales": torch.cat(scales), "levels": levels}
+        parts = {
+            "packed": together([layer.weight for layer in self.layers]),
+            "scales": together([_scales(layer) for layer in self.layers]),
+            "levels": self.layers[0].weight.quant_state.code,
+        }
         if self.layers[0].bias is not None:
             parts["bias"] = torch.cat([layer.bias.detach() for layer in self.layers])
         return parts
@@ -159,6 +159,14 @@ def _nf4_parts(layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         state.offset,
     )
     return dict(zip(NF4_PARTS, parts, strict=True))
+
+
+def _scales(layer: torch.nn.Module) -> torch.Tensor:
+    """The layer's scales in float32, `[out, in / 64]`: a copy that stays with it."""
+    if not hasattr(layer, FLOAT_SCALES):
+        _, scales, _, *others = _nf4_parts(layer).values()
+        setattr(layer, FLOAT_SCALES, nf4_scales(scales, *others).view(layer.out_features, -1))
+    return getattr(layer, FLOAT_SCALES)
 
 
 def together(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -192,22 +200,22 @@ def nf4_scales(
 Form = Plain | Int8 | Nf4
 
 
-def forms(model: torch.nn.Module, may_round: bool = False, join: bool = False) -> list[Form]:
+def forms(model: torch.nn.Module, may_round: bool = False, to_trace: bool = False) -> list[Form]:
     """The linear layers of a model that our kernels can read.
 
     A 4-bit *draft* `may_round` where it pays: q is what its tokens were drawn from, so nothing is
-    lost but acceptance. Never a target. Its 4-bit layers then compute with activations in 8 bits,
-    and its output head is read in 8 bits.
+    lost but acceptance. Never a target. Its 4-bit layers then compute with activations in 8 bits.
 
-    With `join`, layers that read the same input are one product.
+    For passes that are kept, `to_trace`, layers that read the same input are one product, and the
+    output head of a draft that rounds is read from a copy in 8 bits.
 
     A layer with a `forward` of its own is in somebody's hands, and classes made from these may
     compute something else.
     """
     found: list[Form] = []
-    head = model.get_output_embeddings() if may_round else None
+    head = model.get_output_embeddings() if may_round and to_trace else None
     grouped: set[torch.nn.Module] = set()
-    for group in same_input(model) if join else ():
+    for group in same_input(model) if to_trace else ():
         of_each = {_form(layer, head, may_round) for layer in group}
         if of_each in ({Plain}, {RoundedNf4}) and len({in_common(layer) for layer in group}) == 1:
             found.append(of_each.pop()(*group))

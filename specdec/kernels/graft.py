@@ -33,7 +33,7 @@ def graft(
     """
     attention = getattr(model.config, "_attn_implementation", None)
     with ExitStack() as stack:
-        for form in forms(model, may_round, join=to_trace):
+        for form in forms(model, may_round, to_trace):
             stack.enter_context(form.handed_over())
             begin = 0
             for layer in form.layers:
