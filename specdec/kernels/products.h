@@ -190,8 +190,9 @@ void dispatch_rows(const Rows& a, const W* w, int64_t w_step, int64_t begin, int
   if constexpr (T > 1) dispatch_rows<T - 1>(a, w, w_step, begin, end);
 }
 
-// A panel: weights of a few outputs, widened to float32 once and then used for many rows.
-constexpr int PANEL = 4, PANEL_ROWS = REGISTERS == 16 ? 3 : 6;
+// A panel: weights of a few outputs, widened to float32 once and then used for many rows. (Of sixteen registers three
+// rows would need every one: two totals then live in memory, where each step waits for the last, at half the speed.)
+constexpr int PANEL = 4, PANEL_ROWS = REGISTERS == 16 ? 2 : 6;
 constexpr int64_t NEAR = 1 << 18;  // bytes of rows that stay near while the panels pass: half a level-2 cache
 
 // Outputs n .. n + R of all rows, M at a time.
