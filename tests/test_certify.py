@@ -446,9 +446,6 @@ def test_a_prompt_file_of_the_study_is_read_and_what_does_not_fit_is_passed_over
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_on_two_cores_its_parts_are_examined_at_once(cores, folder, monkeypatch):
-    def noted(*arguments):
-        return {"by": os.getpid(), **check_greedy(*arguments)}
-
     begun = multiprocessing.Event()  # both have work: none takes all of it
 
     def counted(*arguments):
@@ -457,7 +454,7 @@ def test_on_two_cores_its_parts_are_examined_at_once(cores, folder, monkeypatch)
 
     def checked(*arguments):
         assert cores == 1 or begun.wait(60)
-        return noted(*arguments)
+        return {"by": os.getpid(), **check_greedy(*arguments)}
 
     monkeypatch.setattr(at_once, "available_cores", lambda: cores)
     monkeypatch.setattr(certificate, "check_greedy", checked)
@@ -468,10 +465,10 @@ def test_on_two_cores_its_parts_are_examined_at_once(cores, folder, monkeypatch)
     assert written["greedy"]["by"] == os.getpid() or cores == 2
 
 
-@pytest.mark.parametrize("copies", [0, 1])
-def test_works_done_at_once_give_what_they_give_in_their_order(copies):
+@pytest.mark.parametrize("with_copy", [False, True], ids=["alone", "with a copy"])
+def test_works_done_at_once_give_what_they_give_in_their_order(with_copy):
     works = [functools.partial(int, str(number)) for number in range(50)]
-    assert do_all(works, copies) == list(range(50))
+    assert do_all(works, with_copy) == list(range(50))
 
 
 def test_what_a_work_raises_or_ends_with_is_said_by_whoever_waits():
@@ -490,9 +487,9 @@ def test_what_a_work_raises_or_ends_with_is_said_by_whoever_waits():
     ):
         failing = multiprocessing.Event()
         with pytest.raises(SpecdecError, match=said):
-            do_all([functools.partial(only_in_a_copy, fail)] * 2, copies=1)
+            do_all([functools.partial(only_in_a_copy, fail)] * 2, with_copy=True)
     with pytest.raises(SpecdecError, match="no pair 'none'"):
-        do_all([lambda: get_pair("none")] * 2, copies=0)
+        do_all([lambda: get_pair("none")] * 2, with_copy=False)
 
 
 @pytest.mark.slow

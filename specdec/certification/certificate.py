@@ -15,7 +15,7 @@ from specdec.certification.sampling import DRAFT_TOKENS as SAMPLED_DRAFT_TOKENS
 from specdec.certification.sampling import SETTINGS, check_samples, compiled_beside, draw
 from specdec.decoding.loaded_pair import Encoded, LoadedPair, load_pair
 from specdec.decoding.speculative import SpeculativeDecoder
-from specdec.utils.at_once import do_all, useful_copies
+from specdec.utils.at_once import can_copy, do_all
 from specdec.utils.logging import get_logger
 from specdec.utils.reproducibility import capture_environment, code_digest
 
@@ -47,14 +47,14 @@ def examine(
     contexts.append(_one_token(pair, contexts[0]))
     decoder_of = cache(partial(pair.decoder, engine=engine))
     log.info("greedy output on %d prompts; the distribution of sampled output …", len(prompts))
-    copies = useful_copies(pair.target.device.type, torch.get_num_threads())
+    with_copy = can_copy(pair.target.device.type, torch.get_num_threads())
     with compiled_beside(decoder_of):
         greedy, *samples = do_all(
             [
                 partial(check_greedy, pair, prompts, engine),
                 *(partial(draw, decoder_of, contexts, setting) for setting in SETTINGS),
             ],
-            copies,
+            with_copy,
         )
     sampling = check_samples(samples, len(contexts))
     sampling["prompt_ids"] = [prompt.prompt_id for prompt in shortest] + ["one token"]

@@ -13,27 +13,27 @@ from specdec.utils.errors import SpecdecError
 from specdec.utils.machine import available_cores
 
 
-def useful_copies(device_type: str, threads: int) -> int:
-    """How many copies of this process (0 or 1) can compute beside it, and save time.
+def can_copy(device_type: str, threads: int) -> bool:
+    """Whether a copy of this process can compute beside it, and saves time.
 
     Threads are not copied, and what lies on a GPU belongs to one process. What lies in memory is
     shared: weights are held once.
     """
     alone = device_type == "cpu" and threads == 1
-    return int(alone and sys.platform == "linux" and available_cores() > 1)
+    return alone and sys.platform == "linux" and available_cores() > 1
 
 
-def do_all(works: Sequence[Callable[[], Any]], copies: int) -> list[Any]:
-    """What each of `works` gives, in their order; this process and `copies` (0 or 1) of it begin
-    one after the other until none is left.
+def do_all(works: Sequence[Callable[[], Any]], with_copy: bool) -> list[Any]:
+    """What each of `works` gives, in their order; this process, and a copy of it where there is to
+    be one, begin one after the other until none is left.
 
     Raises:
         Exception: whatever one of them raises; no other is begun then.
     """
+    if not with_copy:
+        return [work() for work in works]
     context = multiprocessing.get_context("fork")
     begun = context.Value("i", 0)
-    if not copies:
-        return list(_some(works, begun).values())
     outcomes, told = context.Pipe(duplex=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other threads are not copied: none is asked for anything
