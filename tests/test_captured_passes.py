@@ -23,6 +23,8 @@ from tests.tiny import make_model, make_tokenizer, wrap
 PROMPT = [5, 9, 2, 7]
 ROWS = (1, 3)
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
 
 class Graph:
     """A graph that is replayed on a CPU; `replays` counts all."""
@@ -34,7 +36,7 @@ class Graph:
         self.step(nullcontext)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def graphs(monkeypatch, uncompiled):
     def record(graph, step, phase, device, pool):
         step(phase)

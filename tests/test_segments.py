@@ -33,8 +33,8 @@ def dynamic() -> tuple:
     return {0: rows}, None, [{0: slots}] * (2 * LAYERS)
 
 
-def trace(model) -> torch.export.ExportedProgram:
-    module = ModelPass(model, VOCABULARY)
+def trace(model, taps: tuple[int, ...] = ()) -> torch.export.ExportedProgram:
+    module = ModelPass(model, VOCABULARY, taps)
     with torch.no_grad():
         return torch.export.export(
             module,
@@ -71,16 +71,26 @@ def run(program, given: tuple) -> list[torch.Tensor]:
     return [values[name] for name in signature.user_outputs]
 
 
-def test_segments_give_what_the_whole_gives(traced):
-    model, program = traced
+def check_segments(model, program, taps: tuple[int, ...] = ()) -> None:
     for rows in (1, 2, 3, 7):
         ours, whole = arguments(model, rows), arguments(model, rows)
         with torch.no_grad():
-            expected = ModelPass(model, VOCABULARY)(*whole)
+            expected = ModelPass(model, VOCABULARY, taps)(*whole)
+            assert len(expected) == 2 + len(taps)
             for got, right in zip(run(program, ours), expected, strict=True):
                 torch.testing.assert_close(got, right)
         for mine, theirs in zip(ours[2], whole[2], strict=True):  # keys and values were written
             torch.testing.assert_close(mine, theirs)
+
+
+def test_segments_give_what_the_whole_gives(traced):
+    check_segments(*traced)
+
+
+def test_segments_give_the_hidden_states_that_are_asked_for():
+    model = make_model("llama", VOCABULARY, layers=LAYERS).eval().requires_grad_(False)
+    taps = (0, 3, LAYERS)  # the third layer is in the middle of a segment
+    check_segments(model, trace(model, taps), taps)
 
 
 def test_layers_alike_are_one_piece_of_code(traced, monkeypatch):

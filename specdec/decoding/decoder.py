@@ -48,7 +48,7 @@ class Decoder(ABC):
         self.target, self.coupled, self.engine = target, coupled, engine
         self._prepared: dict[Sampling, Fast] = {}
         # Those that no run has, by what they depend on.
-        self._captured: dict[tuple | None, list[CapturedRound | CapturedPasses]] = {}
+        self._captured: dict[tuple, list[CapturedRound | CapturedPasses]] = {}
         self._preparation_seconds = 0.0
         self._one_at_a_time = RLock()
         self._said: set[str] = set()  # the notes that the log has
@@ -209,13 +209,13 @@ class Decoder(ABC):
             run.start_clock()
             with run.memory.phase("prefill"), run.timers.phase("prefill"):
                 target = run.open("target", self.target)
-                read = target.read(run.prompt, keep=1)
+                read = target.read(run.prompt, 1, drafter.taps)
                 first = draw(run, read)
                 drafting = drafter.begin(run, own, read)
             run.hand_over([read_token(first)])
             with run.memory.phase("decode"):
                 if fast.round is None:
-                    rounds = HostRounds(run, target, drafting, k)
+                    rounds = HostRounds(run, target, drafting, k, drafter.taps)
                 else:
                     draft = drafting if k else None
                     rounds = CompiledRounds(fast.round, run, target, draft, k, captured)
@@ -291,9 +291,9 @@ class Decoder(ABC):
             self._preparation_seconds += perf_counter() - began
 
 
-def _address(fast: Fast, sampling: Sampling, timed: bool) -> tuple | None:
-    """What a capture depends on: that of passes on nothing but the models."""
-    return None if fast.round is None else (sampling, timed)
+def _address(fast: Fast, sampling: Sampling, timed: bool) -> tuple:
+    """What a capture depends on: that of passes on nothing but the models and their taps."""
+    return fast.taps if fast.round is None else (sampling, timed)
 
 
 def _fitting(free: list, slots: int) -> list:

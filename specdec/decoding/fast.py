@@ -23,17 +23,23 @@ from specdec.utils.machine import available_cores
 READ_AGAIN = (1, 2, 4, 8)
 DRAFT_TOKENS_A_TOKEN = 2  # of a draft's own vocabulary, that there is room for
 
+IN_NO_ROUND = "only a draft model that reads no hidden states is part of a compiled round"
+
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Fast:
-    """The compiled parts of a run, None where a part runs eagerly; `reason` says why."""
+    """The compiled parts of a run, None where a part runs eagerly; `reason` says why.
+
+    The target's pass gives the hidden states at `taps` too.
+    """
 
     target: FastModel | None = None
     draft: FastModel | None = None
     round: Round | None = None
     reason: str | None = None
+    taps: tuple[int, ...] = ()
 
     @property
     def bitwise(self) -> bool:
@@ -74,11 +80,11 @@ class Fast:
         return CapturedRound(self.round, k, caches, noise, timed, self.target.pool)
 
     def _captured_pass(self, role: str, model: FastModel, k: int, slots: int) -> CapturedPass:
-        rows = (1, k + 1)
+        run, rows = model.tapped_at(self.taps), (1, k + 1)
         if role == "draft":
-            rows, slots = READ_AGAIN, slots * DRAFT_TOKENS_A_TOKEN
+            run, rows, slots = model.run, READ_AGAIN, slots * DRAFT_TOKENS_A_TOKEN
         cache, context = model.take_cache(slots), model.wrapper.context_length
-        return CapturedPass(model.run, cache, rows, context, self.target.pool)
+        return CapturedPass(run, cache, rows, context, self.target.pool)
 
 
 def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: str) -> Fast:
@@ -87,11 +93,12 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     Raises:
         SpecdecError: with engine "compiled", where the target can't be compiled.
     """
-    alone, fast = isinstance(drafter, NoDraft), fast_model(target)
-    draft = None if alone else fast_model(drafter.wrapper, as_draft=True)
+    alone, fast, taps = isinstance(drafter, NoDraft), fast_model(target), drafter.taps
+    draft = fast_model(drafter.wrapper, as_draft=True) if drafter.wrapper else None
+    on_host = drafter.on_host or (IN_NO_ROUND if taps or not (alone or draft) else None)
     try:
-        with _others_beside(fast, draft, sampling, whole=drafter.on_host is None):
-            verify = fast.run
+        with _others_beside(fast, draft, sampling, taps, whole=on_host is None):
+            verify = fast.tapped_at(taps)
         # A target's pass is worth something without its decision only where there is a draft.
         baseline = Round(verify, fast.decide(sampling)) if alone else None
     except Exception as error:  # compilers raise anything
@@ -103,12 +110,12 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     if alone:
         return Fast(fast, None, baseline)
     try:
-        steps = draft.run
+        steps = draft.run if draft else None
     except Exception as error:
         reason = f"the draft runs eagerly, for it can't be compiled: {_said(error)}"
         log.info("%s", reason)
-        return Fast(fast, reason=reason)
-    reason = drafter.on_host
+        return Fast(fast, reason=reason, taps=taps)
+    reason = on_host
     if reason is None:
         try:
             choose = draft.choose(sampling, target.vocab_size)
@@ -117,16 +124,20 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
             reason = f"their decision can't be compiled: {_said(error)}"
     reason = f"rounds are driven from the host: {reason}"
     log.info("%s", reason)
-    return Fast(fast, draft, None, reason)
+    return Fast(fast, draft, None, reason, taps)
 
 
 def _others_beside(
-    fast: FastModel, draft: FastModel | None, sampling: Sampling, whole: bool
+    fast: FastModel,
+    draft: FastModel | None,
+    sampling: Sampling,
+    taps: tuple[int, ...],
+    whole: bool,
 ) -> AbstractContextManager:
     """While the target's pass is compiled, another process compiles what else is missing: of
     `whole` rounds all, else the draft's pass."""
     alone = is_copy() or available_cores() < 2  # a copy makes no copies
-    if alone or fast.wrapper.device.type != "cpu" or is_kept(lambda: fast.run):
+    if alone or fast.wrapper.device.type != "cpu" or is_kept(lambda: fast.tapped_at(taps)):
         return nullcontext()
     others = [lambda: fast.decide(sampling)] if whole else []
     if draft is not None:

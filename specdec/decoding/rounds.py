@@ -23,8 +23,16 @@ from specdec.utils.errors import SpecdecError
 class HostRounds:
     """Rounds of a drafter and a target after their prefill."""
 
-    def __init__(self, run: Generation, target: Session, drafting: Drafting, k: int) -> None:
+    def __init__(
+        self,
+        run: Generation,
+        target: Session,
+        drafting: Drafting,
+        k: int,
+        taps: tuple[int, ...],
+    ) -> None:
         self._run, self._target, self._drafting, self._k = run, target, drafting, k
+        self._taps = taps
         self._places = torch.arange(k, device=run.prompt.device)
 
     def next(self) -> Round:
@@ -38,7 +46,7 @@ class HostRounds:
         tokens, q, count, steps = proposal
         with run.timers.phase("verify"):
             block = torch.cat([run.decided[-1:], tokens])
-            read = self._target.read(block, keep=len(block))
+            read = self._target.read(block, len(block), self._taps)
         with run.timers.phase("sample"):
             proposed = torch.as_tensor(count, device=block.device).clamp(max=run.remaining)
             valid = self._places[: len(tokens)] < proposed
@@ -57,7 +65,7 @@ class HostRounds:
         """Where nothing is proposed: one token of the target's."""
         run = self._run
         with run.timers.phase("verify"):
-            read = self._target.read(run.decided[-1:], keep=1)
+            read = self._target.read(run.decided[-1:], 1, self._taps)
         with run.timers.phase("sample"):
             drawn = draw(run, read)
         token = read_token(drawn)

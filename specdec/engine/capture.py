@@ -75,8 +75,9 @@ class CapturedPass:
         self._tokens = torch.zeros(max(rows), dtype=torch.long, device=some.device)
         self._length = torch.zeros((), dtype=torch.long, device=some.device)
         with torch.no_grad():
-            logits, _ = run(self._tokens, self._length, cache.beginning(cache.slots))
-        self._logits = torch.zeros_like(logits)  # outside of the pool, as that of a round
+            logits, _, *hidden = run(self._tokens, self._length, cache.beginning(cache.slots))
+        # Outside of the pool, as the result of a round.
+        self._given = [torch.zeros_like(given) for given in (logits, *hidden)]
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._slots = lengths(cache.slots)
         for slots in reversed(self._slots):
@@ -85,8 +86,9 @@ class CapturedPass:
                 graph = self._graphs[slots, n] = torch.cuda.CUDAGraph()
 
                 def step(phase, n=n, seen=seen) -> None:
-                    logits, _ = run(self._tokens[:n], self._length, seen)
-                    self._logits[:n].copy_(logits)
+                    logits, _, *hidden = run(self._tokens[:n], self._length, seen)
+                    for kept, given in zip(self._given, (logits, *hidden), strict=True):
+                        kept[:n].copy_(given)
 
                 _record(graph, step, nullcontext, some.device, pool)
 
@@ -94,14 +96,15 @@ class CapturedPass:
         """Whether there is a graph for `count` tokens behind `length` cached ones."""
         return count <= self._rows[-1] and length + self._padded(count) <= self._reach
 
-    def replay(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
-        """Logits `[n, V]` of tokens `[n]`, launched at once; a copy of what the graph gave."""
+    def replay(self, tokens: torch.Tensor, length: int) -> list[torch.Tensor]:
+        """Logits `[n, V]` of tokens `[n]` and the hidden states that the pass is tapped at,
+        launched at once; copies of what the graph gave."""
         count, rows = len(tokens), self._padded(len(tokens))
         self._tokens[:count].copy_(tokens)
         self._length.fill_(length)
         slots = next(slots for slots in self._slots if slots >= length + rows)
         self._graphs[slots, rows].replay()
-        return self._logits[:count].clone()
+        return [given[:count].clone() for given in self._given]
 
     def _padded(self, count: int) -> int:
         return next(rows for rows in self._rows if rows >= count)

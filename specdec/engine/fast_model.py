@@ -65,7 +65,11 @@ class FastModel:
     @property
     def run(self) -> Callable:
         """The compiled `ModelPass`."""
-        return self._piece(("pass",), self._compile_pass)
+        return self.tapped_at(())
+
+    def tapped_at(self, taps: tuple[int, ...]) -> Callable:
+        """The compiled `ModelPass` that also gives the hidden states at `taps`."""
+        return self._piece(("pass", taps), lambda: self._compile_pass(taps))
 
     @property
     def rows_apart(self) -> bool:
@@ -86,17 +90,19 @@ class FastModel:
         address = ("choose", sampling, target_size)
         return self._piece(address, lambda: self._compile_choice(sampling, target_size))
 
-    def read_prompt(self, tokens: torch.Tensor, keep: int) -> tuple[Read, GrowingCache]:
+    def read_prompt(
+        self, tokens: torch.Tensor, keep: int, taps: tuple[int, ...] = ()
+    ) -> tuple[Read, GrowingCache]:
         """Read the first tokens `[n]` of a text, operation by operation, with our products.
 
         What the last `keep` of them gave, and the cache. A draft that rounds does so here too.
         """
         session = Session(self.wrapper)
         if not self._on_cpu:
-            return session.read(tokens, keep), session.cache
+            return session.read(tokens, keep, taps), session.cache
         load_operators(cache_folder())
         with self.wrapper.lock, graft(self.wrapper.model, self.rounds):
-            return session.read(tokens, keep), session.cache
+            return session.read(tokens, keep, taps), session.cache
 
     def take_cache(self, slots: int) -> FixedCache:
         """A cache of at least `slots` places that nobody else has; `give_back` it in the end."""
@@ -131,7 +137,7 @@ class FastModel:
             self._example = logits[0, :, : self.wrapper.vocab_size], cache
         return self._example
 
-    def _compile_pass(self) -> Callable:
+    def _compile_pass(self, taps: tuple[int, ...]) -> Callable:
         wrapper = self.wrapper
 
         def arguments(rows: int) -> tuple:
@@ -146,7 +152,9 @@ class FastModel:
         config = wrapper.model.config.to_dict()
         config.pop("_name_or_path", None)  # where the model lies changes no code
         identity = {"model": config, "vocabulary": wrapper.vocab_size, "rounds": self.rounds}
-        module = ModelPass(wrapper.model, wrapper.vocab_size)
+        if taps:
+            identity["taps"] = taps
+        module = ModelPass(wrapper.model, wrapper.vocab_size, taps)
         layers = partial(gpu_operators, wrapper.model)
         if self._on_cpu:
             layers = partial(graft, wrapper.model, self.rounds, to_trace=True)

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from specdec.method.rule import finite_rows, first_where
 from specdec.method.sampling import Sampling, widened
 from specdec.models.cache import fixed_view
+from specdec.models.wrapper import asking_for, tapped
 
 # The parts of `state`: the last two decided tokens, tokens in the draft's and the target's cache,
 # place in the output of the next token, and whether an end token was emitted.
@@ -36,19 +37,19 @@ NO_TOKEN = -1
 class ModelPass(torch.nn.Module):
     """One pass of a model over `n` tokens that follow what is in its cache."""
 
-    def __init__(self, model: torch.nn.Module, vocab_size: int) -> None:
+    def __init__(self, model: torch.nn.Module, vocab_size: int, taps: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.model = model
-        self.vocab_size = vocab_size
+        self.vocab_size, self.taps = vocab_size, taps
 
-    def forward(self, tokens, length, buffers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of tokens `[n]` after `length` `[]` cached ones: logits `[n, vocab_size]`, and the most
-        likely token after the last, `[1]`."""
+    def forward(self, tokens, length, buffers) -> tuple[torch.Tensor, ...]:
+        """Of tokens `[n]` after `length` `[]` cached ones: logits `[n, vocab_size]`, the most
+        likely token after the last, `[1]`, and the hidden states `[n, d]` at each of the taps."""
         cache = fixed_view(buffers, length)
         ids = tokens.clamp(min=0)[None]  # where there is no token, any will do
-        logits = self.model(ids, past_key_values=cache, use_cache=True).logits
-        logits = logits[0, :, : self.vocab_size]
-        return logits, likeliest(logits[-1:])
+        output = self.model(ids, past_key_values=cache, use_cache=True, **asking_for(self.taps))
+        logits = output.logits[0, :, : self.vocab_size]
+        return logits, likeliest(logits[-1:]), *tapped(output, self.taps)
 
 
 def likeliest(logits: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,8 @@ from specdec.models.wrapper import Read
 class FastSession:
     """Reads with a fast model over a cache that keeps its place; the first read is a prompt.
 
-    `captured` is the pass as graphs over this cache: they serve passes over a few tokens, as long
-    as the cache has room.
+    `captured` is the pass, tapped where reads ask for it, as graphs over this cache: they serve
+    passes over a few tokens, as long as the cache has room.
     """
 
     def __init__(
@@ -26,20 +26,22 @@ class FastSession:
         self.length = 0
         self._model, self._captured = model, captured
 
-    def read(self, tokens: torch.Tensor, keep: int) -> Read:
+    def read(self, tokens: torch.Tensor, keep: int, taps: tuple[int, ...] = ()) -> Read:
         """As `Session.read`."""
         reach = self.length + len(tokens)
         if self.length == 0:
-            read, cache = self._model.read_prompt(tokens, keep)
+            read, cache = self._model.read_prompt(tokens, keep, taps)
             self._reserve(reach)
             self.cache.fill(cache)
         elif self._captured is not None and self._captured.fits(len(tokens), self.length):
-            read = Read(self._captured.replay(tokens, self.length)[-keep:])
+            logits, *hidden = self._captured.replay(tokens, self.length)
+            read = Read(logits[-keep:], tuple(hidden))
         else:
             self._reserve(reach)
             length = torch.tensor(self.length, device=tokens.device)
-            logits, _ = self._model.run(tokens, length, self.cache.first(reach))
-            read = Read(logits[-keep:])
+            run = self._model.tapped_at(taps)
+            logits, _, *hidden = run(tokens, length, self.cache.first(reach))
+            read = Read(logits[-keep:], tuple(hidden))
         self.length = reach
         return read
 

@@ -122,12 +122,20 @@ class ModelWrapper:
         cache = past_key_values
         if use_cache and cache is None:
             cache = GrowingCache()
-        options = {"logits_to_keep": logits_to_keep} if self._limits_logits else {}
+        output = self._call(input_ids, cache, logits_to_keep, use_cache=use_cache)
+        return output.logits[:, -logits_to_keep:], cache
+
+    @torch.inference_mode()
+    def read(self, tokens: torch.Tensor, cache, keep: int, taps: tuple[int, ...] = ()) -> Read:
+        """What tokens `[n]` behind those in the cache give; logits of the last `keep` of them."""
+        output = self._call(tokens[None], cache, keep, **asking_for(taps))
+        return Read(output.logits[0, -keep:, : self.vocab_size], tapped(output, taps))
+
+    def _call(self, input_ids, cache, logits_to_keep: int, **options):
+        if self._limits_logits:
+            options["logits_to_keep"] = logits_to_keep
         with self.lock:
-            logits = self.model(
-                input_ids.to(self.device), past_key_values=cache, use_cache=use_cache, **options
-            ).logits
-        return logits[:, -logits_to_keep:], cache
+            return self.model(input_ids.to(self.device), past_key_values=cache, **options)
 
     def get_cache_length(self, cache) -> int:
         """Number of tokens that the cache holds (0 for None)."""
@@ -146,7 +154,22 @@ class ModelWrapper:
 class Read(NamedTuple):
     """What a pass gave of its last tokens."""
 
-    logits: torch.Tensor  # [n, vocab_size], cut to the tokens of the tokenizer
+    logits: torch.Tensor  # [keep, vocab_size], of the last tokens, cut to those of the tokenizer
+    hidden: tuple[torch.Tensor, ...] = ()  # [n, d] of each tap, of all tokens
+
+
+def asking_for(taps: tuple[int, ...]) -> dict[str, bool]:
+    """What a model is called with, that its output can be `tapped`."""
+    return {"output_hidden_states": True} if taps else {}
+
+
+def tapped(output, taps: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Hidden states `[n, d]` of a model's output of one text, by transformers' numbers: 0 are the
+    embeddings, i what layer i gives; those of the last layer are normed."""
+    layers = len(output.hidden_states or ()) - 1 if taps else 0
+    if missing := [tap for tap in taps if not 0 <= tap <= layers]:
+        raise SpecdecError(f"hidden states {missing} are asked for: the target has 0 to {layers}")
+    return tuple(output.hidden_states[tap][0] for tap in taps)
 
 
 class Session:
@@ -154,7 +177,6 @@ class Session:
 
     def __init__(self, wrapper: ModelWrapper) -> None:
         self._wrapper = wrapper
-        self._vocab_size = wrapper.vocab_size  # asked for once: counting a tokenizer takes 0.1 ms
         self.cache = GrowingCache()
 
     @property
@@ -162,10 +184,10 @@ class Session:
         """Number of tokens read."""
         return self.cache.length
 
-    def read(self, tokens: torch.Tensor, keep: int) -> Read:
-        """Read tokens `[n]` that follow those read before; what the last `keep` of them gave."""
-        logits, _ = self._wrapper.forward(tokens.unsqueeze(0), self.cache, logits_to_keep=keep)
-        return Read(logits[0, :, : self._vocab_size])
+    def read(self, tokens: torch.Tensor, keep: int, taps: tuple[int, ...] = ()) -> Read:
+        """Read tokens `[n]` that follow those read before: logits of the last `keep` of them, and
+        of all of them the hidden states at `taps`."""
+        return self._wrapper.read(tokens, self.cache, keep, taps)
 
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from specdec.decoding.generation import Generation
-from specdec.models.wrapper import Read
+from specdec.models.wrapper import ModelWrapper, Read
 
 NOT_FINITE = "the draft's logits were not finite: there it proposed nothing"
 
@@ -46,7 +46,10 @@ class Drafter(ABC):
     #: Whether tokens are drawn from a q that is given; else they are verified by matching at every
     #: temperature. The rule is chosen from this, never from a q that is missing.
     gives_q: bool
-    #: Layers of the target whose outputs it reads.
+    #: The model that drafts, where it is one.
+    wrapper: ModelWrapper | None = None
+    #: Layers of the target whose outputs it reads: `Read.hidden` holds them, of the whole prompt
+    #: and of each block. 0 are the embeddings; the last layer's come normed.
     taps: tuple[int, ...] = ()
     #: Why it can't be part of a whole compiled round, if it can't.
     on_host: str | None = None
