@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.engine.merge import merge_equal
+from specdec.engine.packages import build_package, headers, load_package, settings
 from specdec.engine.segments import Segment, cut, form
-from specdec.kernels.build import instructions, load_operators, shims, source_digest
+from specdec.kernels.build import instructions, load_operators, source_digest
 from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
@@ -207,13 +208,9 @@ def trace(
 
 def _compile_segment(segment: Segment, folder: Path) -> Path:
     """Its package, which segments that are alike share, of whatever model; it appears whole."""
-    settings = {
-        "always_keep_tensor_constants": True,  # else those of a few numbers are code
-        "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
-        "cpp.threads": _threads.get() or torch.get_num_threads(),  # written into the loops
-        **({} if instructions() == "native" else {"cpp.march": instructions()}),
-    }
-    path = folder / f"Segment-{_hash({'does': segment.text(), 'by': settings, **_means()})}.pt2"
+    threads = _threads.get() or torch.get_num_threads()
+    identity = {"does": segment.text(), "by": settings(threads), **_means()}
+    path = folder / f"Segment-{_hash(identity)}.pt2"
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for a part of it")):
         if not is_whole(path):
             unfinished = path.with_name(f".{os.getpid()}.{path.name}")
@@ -224,10 +221,7 @@ def _compile_segment(segment: Segment, folder: Path) -> Path:
                     dynamic_shapes=segment.dynamic_shapes(),
                     strict=False,
                 )
-                settings["aot_inductor.custom_ops_to_c_shims"] = shims()
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(unfinished), inductor_configs=settings
-                )
+                build_package(program, unfinished, threads)
             unfinished.replace(path)
             seal(path)
     return path
@@ -260,7 +254,9 @@ def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
         # The weights stay where they are; values take their places among them in each call.
         given = [known.get(value) for value in step["takes"]]
         places = [(i, value) for i, value in enumerate(step["takes"]) if isinstance(value, int)]
-        steps.append((_package(path.with_name(step["package"])), given, places))
+        with _quiet():
+            run = load_package(path.with_name(step["package"]))
+        steps.append((run, given, places))
     gives = plan["gives"]
 
     def call(*arguments):
@@ -278,14 +274,6 @@ def _load(path: Path, weights: dict[str, torch.Tensor]) -> Callable:
 
     call.rows_apart = plan["rows_apart"]
     return call
-
-
-@cache
-def _package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-    """What a package does; models share it. (PyTorch's own call reads a description of its
-    arguments from JSON, each time.)"""
-    with _quiet():
-        return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
 
 
 def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
@@ -309,6 +297,7 @@ def _means() -> dict[str, Any]:
     return {
         # How it is made, and what stands in for a model's layers.
         "code": [code_digest(module) for module in (__name__, GRAFT)],
+        "headers": headers(),
         "kernels": [source_digest(), instructions()],
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -68,7 +68,7 @@ def shims() -> dict[torch._ops.OpOverload, list[str]]:
 def source_digest() -> str:
     """16 hex digits of the SHA-256 of the kernels' source: part of the code behind a result."""
     sources = sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])
-    return _digest(*(f"{path.name}\n{path.read_text()}" for path in sources))
+    return digest(*(f"{path.name}\n{path.read_text()}" for path in sources))
 
 
 def instructions() -> str:
@@ -111,7 +111,7 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     linking = [compiler, "-shared", *(f"-L{place}" for place in cpp_extension.library_paths())]
     linking += ["-lc10", "-ltorch_cpu"]
     means = (torch.__version__, processor_name(), *compiling, *linking)
-    name = _digest(source_digest(), *SHIMS, *means)
+    name = digest(source_digest(), *SHIMS, *means)
     path = folder / f"kernels-{name}.so"
     both = _pointers_of(path), path
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the kernels")):
@@ -119,14 +119,14 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
             log.info("building the kernels for %s …", march)
             with TemporaryDirectory(dir=folder) as place:
                 objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
-                _run_all(
+                run_all(
                     [*compiling, str(source), "-o", made]
                     for source, made in zip(SOURCES, objects, strict=True)
                 )
                 pointers = Path(place) / "pointers.cpp"
                 pointers.write_text("".join(f'extern "C" void *{n}; void *{n};' for n in _names()))
                 unfinished = [Path(place) / made.name for made in both]
-                _run_all(
+                run_all(
                     [
                         [*linking[:2], "-nostdlib", str(pointers), "-o", str(unfinished[0])],
                         [*linking[:2], *objects, *linking[2:], "-o", str(unfinished[1])],
@@ -138,7 +138,7 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     return path
 
 
-def _run_all(commands: Iterable[list[str]]) -> None:
+def run_all(commands: Iterable[list[str]]) -> None:
     """Run commands of a compiler at the same time; the first that fails is an error."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = [subprocess.Popen(command, **pipes) for command in commands]
@@ -146,7 +146,7 @@ def _run_all(commands: Iterable[list[str]]) -> None:
     for process, text in zip(running, said, strict=True):
         if process.returncode != 0:
             raise SpecdecError(
-                f"{process.args[0]} could not build the kernels: {text.strip()[:200]}"
+                f"{process.args[0]} could not build what passes call: {text.strip()[:200]}"
             )
 
 
@@ -189,5 +189,6 @@ def _loaded(library: str) -> bool:
     return hasattr(getattr(torch.ops, library), "linear")
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
+    """16 hex digits of the SHA-256 of some texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,131 @@
+"""Packages of compiled code: PyTorch's compiler (AOTInductor) builds them, in a part of its time.
+
+Beside a model's own code each package holds PyTorch's runtime for packages, and nearly all the time
+that building a package took went there. So what is the same in all of them is compiled once, and
+what is of no use here is not compiled at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.utils import cpp_extension
+
+from specdec.kernels.build import digest, instructions, run_all, shims
+from specdec.utils.files import exclusive_lock
+from specdec.utils.logging import get_logger
+from specdec.utils.sealed import is_whole, seal
+
+#: Headers that a compiler finds before those of the same names.
+STAND_INS = Path(__file__).parent / "include"
+#: The functions by which a package is called, and what of PyTorch's compiler writes them into each
+#: package (not a function by itself before torch 2.13: there they stay).
+INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
+INTERFACE_WRITER = "_write_aoti_interface_header"
+
+log = get_logger(__name__)
+
+
+def headers() -> dict[str, str]:
+    """The stand-ins, by name."""
+    return {path.name: path.read_text() for path in STAND_INS.iterdir()}
+
+
+def settings(threads: int) -> dict[str, Any]:
+    """Of PyTorch's compiler, as far as they decide what a package does."""
+    return {
+        "always_keep_tensor_constants": True,  # else those of a few numbers are code
+        "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
+        "cpp.threads": threads,  # written into the loops
+        # Else a program is compiled for each level of vectors that the processor says it has.
+        "cpp.vec_isa_ok": True,
+        **({} if instructions() == "native" else {"cpp.march": instructions()}),
+    }
+
+
+def build_package(program: torch.export.ExportedProgram, path: Path, threads: int) -> None:
+    """Compile a program for passes on `threads`, into the file `path`."""
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    by = settings(threads) | {"aot_inductor.custom_ops_to_c_shims": shims()}
+    with (
+        _found_first("CPLUS_INCLUDE_PATH", STAND_INS),
+        _found_first("LIBRARY_PATH", path.parent),
+        _without_checks(),
+        ExitStack() as apart,
+    ):
+        if hasattr(CppWrapperCpu, INTERFACE_WRITER):
+            by["aot_inductor.custom_op_libs"] = [f":{_build_interface(path.parent).name}"]
+            apart.enter_context(patch.object(CppWrapperCpu, INTERFACE_WRITER, _declare_model))
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=by
+        )
+
+
+@cache
+def load_package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """What a package does; models share it. (PyTorch's own call reads a description of its
+    arguments from JSON, each time.)"""
+    return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+
+
+def _build_interface(folder: Path) -> Path:
+    """`INTERFACE` as an object file in `folder`."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    compile = [get_cpp_compiler(), "-O1", "-std=c++20", "-fPIC", "-w", "-c"]
+    compile += [f"-I{place}" for place in cpp_extension.include_paths()]
+    compile += ["-include", "torch/csrc/inductor/aoti_include/cpu.h", str(INTERFACE)]
+    path = folder / f"interface-{digest(torch.__version__, *compile, *headers().values())}.o"
+    with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the interface")):
+        if not is_whole(path):
+            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+            run_all([[*compile, "-o", str(unfinished)]])
+            unfinished.replace(path)
+            seal(path)
+    return path
+
+
+@contextmanager
+def _found_first(variable: str, folder: Path) -> Iterator[None]:
+    """Let a compiler look into `folder` first: for what, the name of the variable says."""
+    before = os.environ.get(variable)
+    os.environ[variable] = os.pathsep.join(filter(None, (str(folder), before)))
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def _declare_model(wrapper: Any) -> None:
+    """What of the interface a package's own code needs."""
+    wrapper.header.splice("#include <torch/csrc/inductor/aoti_runtime/model.h>\n")
+
+
+@contextmanager
+def _without_checks() -> Iterator[None]:
+    """Leave out the code that checks a package's arguments where AOTI_RUNTIME_CHECK_INPUTS is set:
+    for the weights of a few layers that takes as long as all else."""
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+    from torch._inductor.virtualized import V
+
+    checks = CppWrapperCpu.generate_input_output_runtime_checks
+
+    def of_no_inputs(wrapper: CppWrapperCpu) -> None:
+        inputs, V.graph.graph_inputs = V.graph.graph_inputs, {}
+        try:
+            checks(wrapper)
+        finally:
+            V.graph.graph_inputs = inputs
+
+    with patch.object(CppWrapperCpu, checks.__name__, of_no_inputs):
+        yield
