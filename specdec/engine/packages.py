@@ -16,9 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils import cpp_extension
 
-from specdec.kernels.build import digest, instructions, run_all, shims
+from specdec.kernels.build import INCLUDE, TORCH, digest, instructions, run_all, shims
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
 from specdec.utils.sealed import is_whole, seal
@@ -27,7 +26,7 @@ from specdec.utils.sealed import is_whole, seal
 STAND_INS = Path(__file__).parent / "include"
 #: The functions by which a package is called, and what of PyTorch's compiler writes them into each
 #: package (not a function by itself before torch 2.13: there they stay).
-INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
+INTERFACE = TORCH / "_inductor/codegen/aoti_runtime/interface.cpp"
 INTERFACE_WRITER = "_write_aoti_interface_header"
 
 log = get_logger(__name__)
@@ -80,8 +79,7 @@ def _build_interface(folder: Path) -> Path:
     """`INTERFACE` as an object file in `folder`."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
-    compile = [get_cpp_compiler(), "-O1", "-std=c++20", "-fPIC", "-w", "-c"]
-    compile += [f"-I{place}" for place in cpp_extension.include_paths()]
+    compile = [get_cpp_compiler(), "-O1", "-std=c++20", "-fPIC", "-w", "-c", *INCLUDE]
     compile += ["-include", "torch/csrc/inductor/aoti_include/cpu.h", str(INTERFACE)]
     path = folder / f"interface-{digest(torch.__version__, *compile, *headers().values())}.o"
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the interface")):

@@ -18,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch.utils import cpp_extension
 
 from specdec.utils.errors import SpecdecError
 from specdec.utils.files import exclusive_lock
@@ -27,6 +26,9 @@ from specdec.utils.reproducibility import processor_name
 from specdec.utils.sealed import is_whole, seal
 
 FOLDER = Path(__file__).parent
+# (PyTorch lists these in cpp_extension, whose import warns where there is CUDA and no GPU.)
+TORCH = Path(torch.__file__).parent
+INCLUDE = [f"-I{TORCH / place}" for place in ("include", "include/torch/csrc/api/include")]
 SOURCES = [FOLDER / "operators.cpp", FOLDER / "kernels.cpp"]
 LIBRARY = "specdec"  # torch.ops.specdec
 FLAGS = ["-O2", "-std=c++20", "-ffp-contract=off"]  # what is fused is written (lanes.h)
@@ -107,9 +109,8 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
 
     compiler = get_cpp_compiler()
     compiling = [compiler, *FLAGS, f"-march={march}", f"-DLIBRARY={library}", "-fPIC", "-w", "-c"]
-    compiling += [f"-I{place}" for place in cpp_extension.include_paths()]
-    linking = [compiler, "-shared", *(f"-L{place}" for place in cpp_extension.library_paths())]
-    linking += ["-lc10", "-ltorch_cpu"]
+    compiling += INCLUDE
+    linking = [compiler, "-shared", f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu"]
     means = (torch.__version__, processor_name(), *compiling, *linking)
     name = digest(source_digest(), *SHIMS, *means)
     path = folder / f"kernels-{name}.so"
