@@ -300,7 +300,7 @@ def test_a_position_of_a_compiled_pass_is_the_same_beside_any_others(tiny_tokeni
 
 def test_what_a_compiler_says_is_passed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "FLAGS", ["-no-such-flag"])
-    with pytest.raises(SpecdecError, match="could not build what passes call: .*no-such-flag"):
+    with pytest.raises(SpecdecError, match="could not build the kernels: .*no-such-flag"):
         build.build(tmp_path, "native")
     assert not list(tmp_path.glob("*.so"))
 

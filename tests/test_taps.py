@@ -107,9 +107,9 @@ def test_a_drafter_reads_the_hidden_states_of_all_that_is_decided(uncompiled, ta
 @needs_compiler
 @pytest.mark.slow
 def test_the_compiled_pass_gives_them():
-    target = wrap(make_model("llama", dtype=torch.float64))
+    target = wrap(make_model("llama"))
     head, result = decode(target, "compiled", (0, 1, 2))
-    check_hidden(target, head, rtol=1e-3, atol=1e-3)  # its norms are in float32
+    check_hidden(target, head, rtol=1e-3, atol=1e-3)
     assert result.engine_reason == "rounds are driven from the host: it is a test"
 
 

@@ -28,7 +28,7 @@ import transformers
 from torch.utils._pytree import tree_map_only
 
 from specdec.engine.merge import merge_equal
-from specdec.engine.packages import build_package, headers, load_package, settings
+from specdec.engine.packages import build_package, load_package, settings
 from specdec.engine.segments import Segment, cut, form
 from specdec.kernels.build import instructions, load_operators, source_digest
 from specdec.utils.cache import cache_folder
@@ -297,7 +297,6 @@ def _means() -> dict[str, Any]:
     return {
         # How it is made, and what stands in for a model's layers.
         "code": [code_digest(module) for module in (__name__, GRAFT)],
-        "headers": headers(),
         "kernels": [source_digest(), instructions()],
         "torch": torch.__version__,
         "transformers": transformers.__version__,

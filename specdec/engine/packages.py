@@ -17,24 +17,12 @@ from unittest.mock import patch
 
 import torch
 
-from specdec.kernels.build import INCLUDE, TORCH, digest, instructions, run_all, shims
-from specdec.utils.files import exclusive_lock
-from specdec.utils.logging import get_logger
-from specdec.utils.sealed import is_whole, seal
+from specdec.kernels.build import STAND_INS, build, instructions, interface_of, shims
+from specdec.utils.cache import cache_folder
 
-#: Headers that a compiler finds before those of the same names.
-STAND_INS = Path(__file__).parent / "include"
-#: The functions by which a package is called, and what of PyTorch's compiler writes them into each
-#: package (not a function by itself before torch 2.13: there they stay).
-INTERFACE = TORCH / "_inductor/codegen/aoti_runtime/interface.cpp"
+#: What of PyTorch's compiler writes the interface into each package. (Before torch 2.13 that is no
+#: function by itself: there the interface stays in.)
 INTERFACE_WRITER = "_write_aoti_interface_header"
-
-log = get_logger(__name__)
-
-
-def headers() -> dict[str, str]:
-    """The stand-ins, by name."""
-    return {path.name: path.read_text() for path in STAND_INS.iterdir()}
 
 
 def settings(threads: int) -> dict[str, Any]:
@@ -54,14 +42,15 @@ def build_package(program: torch.export.ExportedProgram, path: Path, threads: in
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     by = settings(threads) | {"aot_inductor.custom_ops_to_c_shims": shims()}
+    interface = interface_of(build(cache_folder(), instructions()))
     with (
         _found_first("CPLUS_INCLUDE_PATH", STAND_INS),
-        _found_first("LIBRARY_PATH", path.parent),
+        _found_first("LIBRARY_PATH", interface.parent),
         _without_checks(),
         ExitStack() as apart,
     ):
         if hasattr(CppWrapperCpu, INTERFACE_WRITER):
-            by["aot_inductor.custom_op_libs"] = [f":{_build_interface(path.parent).name}"]
+            by["aot_inductor.custom_op_libs"] = [f":{interface.name}"]  # as -l takes a file
             apart.enter_context(patch.object(CppWrapperCpu, INTERFACE_WRITER, _declare_model))
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=by
@@ -73,22 +62,6 @@ def load_package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor
     """What a package does; models share it. (PyTorch's own call reads a description of its
     arguments from JSON, each time.)"""
     return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
-
-
-def _build_interface(folder: Path) -> Path:
-    """`INTERFACE` as an object file in `folder`."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    compile = [get_cpp_compiler(), "-O1", "-std=c++20", "-fPIC", "-w", "-c", *INCLUDE]
-    compile += ["-include", "torch/csrc/inductor/aoti_include/cpu.h", str(INTERFACE)]
-    path = folder / f"interface-{digest(torch.__version__, *compile, *headers().values())}.o"
-    with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the interface")):
-        if not is_whole(path):
-            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-            run_all([[*compile, "-o", str(unfinished)]])
-            unfinished.replace(path)
-            seal(path)
-    return path
 
 
 @contextmanager

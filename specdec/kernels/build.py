@@ -29,7 +29,12 @@ FOLDER = Path(__file__).parent
 # (PyTorch lists these in cpp_extension, whose import warns where there is CUDA and no GPU.)
 TORCH = Path(torch.__file__).parent
 INCLUDE = [f"-I{TORCH / place}" for place in ("include", "include/torch/csrc/api/include")]
-SOURCES = [FOLDER / "operators.cpp", FOLDER / "kernels.cpp"]
+#: Headers that a compiler is to find before its own of the same names.
+STAND_INS = FOLDER / "include"
+# The functions by which a package of compiled code is called (specdec/engine/packages.py), which
+# PyTorch keeps as a source to be written into each.
+INTERFACE = TORCH / "_inductor/codegen/aoti_runtime/interface.cpp"
+PACKAGE_HEADER = "torch/csrc/inductor/aoti_include/cpu.h"
 LIBRARY = "specdec"  # torch.ops.specdec
 FLAGS = ["-O2", "-std=c++20", "-ffp-contract=off"]  # what is fused is written (lanes.h)
 
@@ -69,8 +74,8 @@ def shims() -> dict[torch._ops.OpOverload, list[str]]:
 @cache
 def source_digest() -> str:
     """16 hex digits of the SHA-256 of the kernels' source: part of the code behind a result."""
-    sources = sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")])
-    return digest(*(f"{path.name}\n{path.read_text()}" for path in sources))
+    sources = sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp"), *STAND_INS.iterdir()])
+    return _digest(*(f"{path.name}\n{path.read_text()}" for path in sources))
 
 
 def instructions() -> str:
@@ -112,34 +117,39 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     compiling += INCLUDE
     linking = [compiler, "-shared", f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu"]
     means = (torch.__version__, processor_name(), *compiling, *linking)
-    name = digest(source_digest(), *SHIMS, *means)
+    name = _digest(source_digest(), *SHIMS, *means)
     path = folder / f"kernels-{name}.so"
-    both = _pointers_of(path), path
+    all_made = _pointers_of(path), interface_of(path), path
     with exclusive_lock(path.with_suffix(".lock"), lambda: log.info("waiting for the kernels")):
-        if not all(is_whole(made) for made in both):
+        if not all(is_whole(made) for made in all_made):
             log.info("building the kernels for %s …", march)
             with TemporaryDirectory(dir=folder) as place:
-                objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
-                run_all(
-                    [*compiling, str(source), "-o", made]
-                    for source, made in zip(SOURCES, objects, strict=True)
-                )
-                pointers = Path(place) / "pointers.cpp"
-                pointers.write_text("".join(f'extern "C" void *{n}; void *{n};' for n in _names()))
-                unfinished = [Path(place) / made.name for made in both]
-                run_all(
+                unfinished = [Path(place) / made.name for made in all_made]
+                pointers, interface, whole = map(str, unfinished)
+                objects = [f"{place}/operators.o", f"{place}/kernels.o"]
+                as_packages = [f"-I{STAND_INS}", "-include", PACKAGE_HEADER, "-O1"]
+                _run_all(
                     [
-                        [*linking[:2], "-nostdlib", str(pointers), "-o", str(unfinished[0])],
-                        [*linking[:2], *objects, *linking[2:], "-o", str(unfinished[1])],
+                        [*compiling, str(FOLDER / "kernels.cpp"), "-o", objects[1]],
+                        [*compiling, str(FOLDER / "operators.cpp"), "-o", objects[0]],
+                        [*compiling, *as_packages, str(INTERFACE), "-o", interface],
                     ]
                 )
-                for whole, made in zip(unfinished, both, strict=True):
+                source = Path(place) / "pointers.cpp"
+                source.write_text("".join(f'extern "C" void *{n}; void *{n};' for n in _names()))
+                _run_all(
+                    [
+                        [*linking[:2], "-nostdlib", str(source), "-o", pointers],
+                        [*linking[:2], *objects, *linking[2:], "-o", whole],
+                    ]
+                )
+                for whole, made in zip(unfinished, all_made, strict=True):
                     whole.replace(made)
                     seal(made)
     return path
 
 
-def run_all(commands: Iterable[list[str]]) -> None:
+def _run_all(commands: Iterable[list[str]]) -> None:
     """Run commands of a compiler at the same time; the first that fails is an error."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = [subprocess.Popen(command, **pipes) for command in commands]
@@ -147,7 +157,7 @@ def run_all(commands: Iterable[list[str]]) -> None:
     for process, text in zip(running, said, strict=True):
         if process.returncode != 0:
             raise SpecdecError(
-                f"{process.args[0]} could not build what passes call: {text.strip()[:200]}"
+                f"{process.args[0]} could not build the kernels: {text.strip()[:200]}"
             )
 
 
@@ -186,10 +196,14 @@ def _pointers_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}-pointers.so")
 
 
+def interface_of(path: Path) -> Path:
+    """Beside the operators at `path` lies `INTERFACE`, compiled, for packages to hold."""
+    return path.with_name(f"{path.stem}-interface.o")
+
+
 def _loaded(library: str) -> bool:
     return hasattr(getattr(torch.ops, library), "linear")
 
 
-def digest(*parts: str) -> str:
-    """16 hex digits of the SHA-256 of some texts."""
+def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
