@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from specdec.engine import compiler, fast_model
 from specdec.kernels import build
 from specdec.method.sampling import Greedy, Sampling
 from specdec.utils.digest import import_closure
+from specdec.utils.files import exclusive_lock
 from tests.tiny import make_model, wrap
 
 
@@ -123,6 +126,34 @@ def test_another_process_compiles_what_this_one_then_finds(compile_double):
     with compiler.compiling_beside([fail, run]):
         pass
     assert compiler.is_kept(run) and run() and asked == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is copied on Linux alone")
+def test_two_processes_share_what_is_to_be_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "available_cores", lambda: 2)
+
+    def piece(number: int):
+        path = tmp_path / str(number)
+
+        def compile():
+            with exclusive_lock(path.with_suffix(".lock"), lambda: None):
+                if not path.exists():
+                    if compiler._kept_only.get():
+                        raise compiler.NotKept
+                    time.sleep(0.3)
+                    path.write_text(str(os.getpid()))
+
+        return compile
+
+    def fail():
+        raise RuntimeError("it says so where it is asked for")
+
+    pieces = [piece(number) for number in range(4)]
+    compiler.compile_by_two(pieces)
+    by = [int((tmp_path / str(number)).read_text()) for number in range(4)]
+    assert by[0] == os.getpid() != by[3]
+    monkeypatch.setattr(compiler, "compiling_beside", None)  # there is nothing left to share
+    compiler.compile_by_two([*pieces, fail])
 
 
 def test_a_copy_runs_nothing_that_it_compiled(monkeypatch, uncompiled):

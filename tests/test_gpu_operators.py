@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._inductor import compile_fx
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from specdec.engine import gpu_operators as module
 from specdec.engine.capture import lengths
 from specdec.engine.gpu_operators import (
     PRODUCTS,
@@ -117,7 +117,7 @@ def test_a_model_is_compiled_once_for_any_rows_and_slots(monkeypatch, kind):
         graphs.append(traced)
         return traced.forward
 
-    monkeypatch.setattr(module, "compile_fx", count)
+    monkeypatch.setattr(compile_fx, "compile_fx", count)
     torch._dynamo.reset()
     run, arguments = example(kind, slots=256)
     check_for_any_size(run, arguments)
@@ -136,7 +136,7 @@ def test_so_is_one_in_4_bits(monkeypatch):
         graphs.append(traced)
         return traced.forward
 
-    monkeypatch.setattr(module, "compile_fx", count)
+    monkeypatch.setattr(compile_fx, "compile_fx", count)
     torch._dynamo.reset()
     shape = dict(
         model_type="llama",

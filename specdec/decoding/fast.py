@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from specdec.decoding.drafters.interface import Drafter
 from specdec.decoding.drafters.none import NoDraft
 from specdec.engine.capture import CapturedPass, CapturedPasses, CapturedRound
-from specdec.engine.compiler import compiling_beside, is_copy, is_kept
+from specdec.engine.compiler import compile_by_two
 from specdec.engine.fast_model import FastModel, fast_model
 from specdec.engine.pieces import Round
 from specdec.engine.session import FastSession
@@ -17,7 +17,6 @@ from specdec.method.sampling import Sampling
 from specdec.models.wrapper import ModelWrapper, Session
 from specdec.utils.errors import SpecdecError, is_out_of_memory, one_line
 from specdec.utils.logging import get_logger
-from specdec.utils.machine import available_cores
 
 # Tokens that a draft reads between two rounds of the host's: one a step, some more after a round.
 READ_AGAIN = (1, 2, 4, 8)
@@ -93,12 +92,21 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     Raises:
         SpecdecError: with engine "compiled", where the target can't be compiled.
     """
-    alone, fast, taps = isinstance(drafter, NoDraft), fast_model(target), drafter.taps
+    fast = fast_model(target)
     draft = fast_model(drafter.wrapper, as_draft=True) if drafter.wrapper else None
+    alone, taps = isinstance(drafter, NoDraft), drafter.taps
     on_host = drafter.on_host or (IN_NO_ROUND if taps or not (alone or draft) else None)
+    pieces = [lambda: fast.tapped_at(taps)]
+    if on_host is None:
+        pieces.append(lambda: fast.decide(sampling))
+    if draft is not None:
+        pieces.append(lambda: draft.run)
+    if draft is not None and on_host is None:
+        pieces.append(lambda: draft.choose(sampling, target.vocab_size))
+    if target.device.type == "cpu":
+        compile_by_two(pieces)
     try:
-        with _others_beside(fast, draft, sampling, taps, whole=on_host is None):
-            verify = fast.tapped_at(taps)
+        verify = fast.tapped_at(taps)
         # A target's pass is worth something without its decision only where there is a draft.
         baseline = Round(verify, fast.decide(sampling)) if alone else None
     except Exception as error:  # compilers raise anything
@@ -125,26 +133,6 @@ def prepare(target: ModelWrapper, drafter: Drafter, sampling: Sampling, engine: 
     reason = f"rounds are driven from the host: {reason}"
     log.info("%s", reason)
     return Fast(fast, draft, None, reason, taps)
-
-
-def _others_beside(
-    fast: FastModel,
-    draft: FastModel | None,
-    sampling: Sampling,
-    taps: tuple[int, ...],
-    whole: bool,
-) -> AbstractContextManager:
-    """While the target's pass is compiled, another process compiles what else is missing: of
-    `whole` rounds all, else the draft's pass."""
-    alone = is_copy() or available_cores() < 2  # a copy makes no copies
-    if alone or fast.wrapper.device.type != "cpu" or is_kept(lambda: fast.tapped_at(taps)):
-        return nullcontext()
-    others = [lambda: fast.decide(sampling)] if whole else []
-    if draft is not None:
-        others.append(lambda: draft.run)
-    if draft is not None and whole:
-        others.append(lambda: draft.choose(sampling, fast.wrapper.vocab_size))
-    return compiling_beside(others)
 
 
 def _said(error: Exception) -> str:

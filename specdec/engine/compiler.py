@@ -35,6 +35,7 @@ from specdec.utils.cache import cache_folder
 from specdec.utils.digest import code_digest
 from specdec.utils.files import exclusive_lock
 from specdec.utils.logging import get_logger
+from specdec.utils.machine import available_cores
 from specdec.utils.reproducibility import processor_name
 from specdec.utils.sealed import is_whole, seal
 
@@ -102,14 +103,35 @@ def is_copy() -> bool:
     return _threads.get() is not None
 
 
+def compile_by_two(pieces: Sequence[Callable[[], object]]) -> None:
+    """Call the pieces that are not compiled, each of which compiles something: this process from
+    the first on, another from the last on, until they meet.
+
+    Where there is nothing to share, or nobody to share it with, nothing happens. Where a piece
+    can't be compiled it is left at that: it says why where it is asked for.
+    """
+    if is_copy() or available_cores() < 2:  # a copy makes no copies
+        return
+    missing = [piece for piece in pieces if not is_kept(piece)]
+    if len(missing) > 1:
+        with compiling_beside([partial(_call_each, missing[::-1])]):
+            with contextlib.suppress(Exception):
+                _call_each(missing)
+
+
 def is_kept(piece: Callable[[], object]) -> bool:
     """Whether a call of `piece` compiles nothing."""
     try:
-        with kept_only():
+        with kept_only(), contextlib.suppress(Exception):
             piece()
     except NotKept:
         return False
     return True
+
+
+def _call_each(pieces: Sequence[Callable[[], object]]) -> None:
+    for piece in pieces:
+        piece()
 
 
 def compile_ahead(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch._inductor.compile_fx import compile_fx
 from torch.nn.functional import linear
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -73,6 +72,9 @@ def compile_for_gpu(module: torch.nn.Module) -> Callable:
 
 
 def _lower(traced: torch.fx.GraphModule, inputs: list) -> Callable:
+    # Late: the compiler takes a second to import, and a CPU that compiles nothing does without.
+    from torch._inductor.compile_fx import compile_fx
+
     merge_equal(traced.graph, PRODUCTS)
     traced.recompile()
     return compile_fx(traced, inputs, config_patches=INDUCTOR)
