@@ -27,6 +27,8 @@ LONGEST = 2**18  # bytes of what a client says: mostly its environment
 
 def preload() -> None:
     """Import what jobs import. No device may be in use yet: a fork would lose it."""
+    import torch._inductor.compile_fx  # noqa: F401  (what compiles, and loads what is compiled)
+
     import specdec.analysis.figures.style  # noqa: F401
     import specdec.analysis.tables  # noqa: F401
     import specdec.study.job  # noqa: F401

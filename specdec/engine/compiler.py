@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -307,18 +307,24 @@ def _digest(module, weights: dict, example: tuple, identity: dict) -> str:
         "identity": identity,
         "weights": {name: form(weight) for name, weight in weights.items()},
         "arguments": shapes,
-        "traced": code_digest(type(module).__module__),  # with what it imports
+        "traced": _code(type(module).__module__),  # with what it imports
         "threads": _threads.get() or torch.get_num_threads(),
         **_means(),
     }
     return f"{type(module).__name__}-{_hash(everything)}"
 
 
+@cache
+def _code(module: str) -> str:
+    """Of a module that is imported: as its source was when it was first asked for."""
+    return code_digest(module)
+
+
 def _means() -> dict[str, Any]:
     """By what something is compiled, and for which machine."""
     return {
         # How it is made, and what stands in for a model's layers.
-        "code": [code_digest(module) for module in (__name__, GRAFT)],
+        "code": [_code(module) for module in (__name__, GRAFT)],
         "kernels": [source_digest(), instructions()],
         "torch": torch.__version__,
         "transformers": transformers.__version__,

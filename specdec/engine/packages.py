@@ -23,6 +23,8 @@ from specdec.utils.cache import cache_folder
 #: What of PyTorch's compiler writes the interface into each package. (Before torch 2.13 that is no
 #: function by itself: there the interface stays in.)
 INTERFACE_WRITER = "_write_aoti_interface_header"
+#: The processor is believed about its vectors; else a program is compiled and run for each kind.
+VECTORS = {"cpp.vec_isa_ok": True}
 
 
 def settings(threads: int) -> dict[str, Any]:
@@ -31,8 +33,7 @@ def settings(threads: int) -> dict[str, Any]:
         "always_keep_tensor_constants": True,  # else those of a few numbers are code
         "cpp.use_decompose_tanh": True,  # by exp, which takes a third of the time
         "cpp.threads": threads,  # written into the loops
-        # Else a program is compiled for each level of vectors that the processor says it has.
-        "cpp.vec_isa_ok": True,
+        **VECTORS,
         **({} if instructions() == "native" else {"cpp.march": instructions()}),
     }
 
@@ -61,7 +62,8 @@ def build_package(program: torch.export.ExportedProgram, path: Path, threads: in
 def load_package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
     """What a package does; models share it. (PyTorch's own call reads a description of its
     arguments from JSON, each time.)"""
-    return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+    with torch._inductor.config.patch(VECTORS):  # what it was built for is compared with these
+        return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
 
 
 @contextmanager

@@ -61,11 +61,14 @@ class Int8:
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
-        """The layer with the copy: whoever traces it keeps that."""
-        weight = self.layers[0].weight.detach().float()
-        scale = weight.abs().amax(1).clamp(min=1e-30) / 127
-        eight = (weight / scale[:, None]).round().char()
-        with _lent(self.layers[0], {INT8_WEIGHT: eight, INT8_SCALE: scale}):
+        """The layer with the copy, which stays with it."""
+        (layer,) = self.layers
+        if not hasattr(layer, "in_8_bits"):
+            weight = layer.weight.detach().float()
+            scale = weight.abs().amax(1).clamp(min=1e-30) / 127
+            layer.in_8_bits = (weight / scale[:, None]).round().char(), scale
+        eight, scale = layer.in_8_bits
+        with _lent(layer, {INT8_WEIGHT: eight, INT8_SCALE: scale}):
             yield
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
