@@ -108,7 +108,10 @@ class TestParity:
         never_fed, _ = exact.forward(right, fresh)
         torch.testing.assert_close(rolled_back, never_fed, atol=1e-9, rtol=1e-9)
 
-    def test_a_session_feeds_what_it_has_not_read_and_rolls_back(self, exact):
+    @pytest.mark.parametrize("wanted", [True, False], ids=["cached", "not"])
+    def test_a_session_feeds_what_it_has_not_read_and_rolls_back(self, exact, wanted, monkeypatch):
+        # Some checkpoints' configurations ask for no cache.
+        monkeypatch.setattr(exact.model.config, "use_cache", wanted)
         sequence = ids(25)[0]
         session = Session(exact)
         session.read(sequence[:10], keep=1)

@@ -128,7 +128,7 @@ class ModelWrapper:
     @torch.inference_mode()
     def read(self, tokens: torch.Tensor, cache, keep: int, taps: tuple[int, ...] = ()) -> Read:
         """What tokens `[n]` behind those in the cache give; logits of the last `keep` of them."""
-        output = self._call(tokens[None], cache, keep, **asking_for(taps))
+        output = self._call(tokens[None], cache, keep, use_cache=True, **asking_for(taps))
         return Read(output.logits[0, -keep:, : self.vocab_size], tapped(output, taps))
 
     def _call(self, input_ids, cache, logits_to_keep: int, **options):
