@@ -78,13 +78,13 @@ class TestMeasures:
         self, wrapper, engine, monkeypatch, uncompiled
     ):
         read = []
-        forward = ModelWrapper.forward
+        call = ModelWrapper._call
 
         def spy(self, ids, *rest, **others):
             read.append(ids.shape[1])
-            return forward(self, ids, *rest, **others)
+            return call(self, ids, *rest, **others)
 
-        monkeypatch.setattr(ModelWrapper, "forward", spy)
+        monkeypatch.setattr(ModelWrapper, "_call", spy)
         session = reader(wrapper, 40, [3], engine)
         assert session.length == 40 and set(read) == {1}
         assert session.read(torch.tensor([3, 4]), keep=2).logits.shape == (2, wrapper.vocab_size)
