@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,10 @@ def load_package(path: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor
         return torch._inductor.aoti_load_package(str(path)).loader.boxed_run
 
 
-@contextmanager
-def _found_first(variable: str, folder: Path) -> Iterator[None]:
+def _found_first(variable: str, folder: Path) -> AbstractContextManager:
     """Let a compiler look into `folder` first: for what, the name of the variable says."""
-    before = os.environ.get(variable)
-    os.environ[variable] = os.pathsep.join(filter(None, (str(folder), before)))
-    try:
-        yield
-    finally:
-        del os.environ[variable]
-        if before is not None:
-            os.environ[variable] = before
+    places = filter(None, (str(folder), os.environ.get(variable)))
+    return patch.dict(os.environ, {variable: os.pathsep.join(places)})
 
 
 def _declare_model(wrapper: Any) -> None:

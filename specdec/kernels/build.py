@@ -116,7 +116,8 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
     compiling = [compiler, *FLAGS, f"-march={march}", f"-DLIBRARY={library}", "-fPIC", "-w", "-c"]
     compiling += INCLUDE
     linking = [compiler, "-shared", f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu"]
-    means = (torch.__version__, processor_name(), *compiling, *linking)
+    as_packages = [f"-I{STAND_INS}", "-include", PACKAGE_HEADER, "-O1"]
+    means = (torch.__version__, processor_name(), *compiling, *linking, *as_packages)
     name = _digest(source_digest(), *SHIMS, *means)
     path = folder / f"kernels-{name}.so"
     all_made = _pointers_of(path), interface_of(path), path
@@ -127,7 +128,6 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
                 unfinished = [Path(place) / made.name for made in all_made]
                 pointers, interface, whole = map(str, unfinished)
                 objects = [f"{place}/operators.o", f"{place}/kernels.o"]
-                as_packages = [f"-I{STAND_INS}", "-include", PACKAGE_HEADER, "-O1"]
                 _run_all(
                     [
                         [*compiling, str(FOLDER / "kernels.cpp"), "-o", objects[1]],
@@ -143,8 +143,8 @@ def build(folder: Path, march: str, library: str = LIBRARY) -> Path:
                         [*linking[:2], *objects, *linking[2:], "-o", whole],
                     ]
                 )
-                for whole, made in zip(unfinished, all_made, strict=True):
-                    whole.replace(made)
+                for file, made in zip(unfinished, all_made, strict=True):
+                    file.replace(made)
                     seal(made)
     return path
 
